@@ -1,0 +1,19 @@
+"""Settings of the whole suite; they precede the first import of torch."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+import pytest
+import torch
+
+from tests.golden_summary import pytest_terminal_summary
+
+__all__ = ["pytest_terminal_summary"]
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    torch.manual_seed(0)
