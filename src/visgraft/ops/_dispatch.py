@@ -1,0 +1,72 @@
+"""Choice of an implementation for one call of an operation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Implementation", "Op", "being_traced", "missing"]
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute an operation.
+
+    Attributes:
+        name: The name a caller passes as ``backend=``.
+        run: The function itself; same parameters as the reference.
+        refusal: Says why it cannot take these arguments, or None when it can. It reads only
+            device, dtype, shape and ``requires_grad``, so ``torch.compile`` can trace it.
+    """
+
+    name: str
+    run: Callable[..., Tensor]
+    refusal: Callable[..., str | None]
+
+
+def missing(package: str) -> Implementation:
+    """Stands in for the implementation that needs ``package``, which is not installed."""
+    reason = f"{package} is not installed"
+
+    def run(*_: Any) -> Tensor:
+        raise ImportError(reason)
+
+    return Implementation(package, run, lambda *_: reason)
+
+
+def being_traced() -> bool:
+    """Whether a compiler or an exporter is recording, and wants ordinary operators to read."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+
+
+class Op:
+    """An operation: a reference that takes every call, and faster implementations tried first."""
+
+    def __init__(
+        self, name: str, reference: Callable[..., Tensor], *faster: Implementation
+    ) -> None:
+        self.name = name
+        always = Implementation("reference", reference, lambda *_: None)
+        self.implementations = (*faster, always)
+
+    def __call__(self, *args: Any, backend: str | None = None) -> Tensor:
+        """Runs the named implementation, or the first one that does not refuse the arguments.
+
+        Raises:
+            ValueError: ``backend`` is unknown or refuses these arguments; the text says why.
+        """
+        if backend is None:
+            return next(i for i in self.implementations if i.refusal(*args) is None).run(*args)
+        by_name = {i.name: i for i in self.implementations}
+        if backend not in by_name:
+            raise ValueError(f"{self.name} has no backend {backend!r}; it has {', '.join(by_name)}")
+        reason = by_name[backend].refusal(*args)
+        if reason is not None:
+            raise ValueError(f"{self.name}: backend {backend!r} cannot run here: {reason}")
+        return by_name[backend].run(*args)
+
+    def explain(self, *args: Any) -> dict[str, str]:
+        """Returns, in order of preference, 'ok' or the reason each implementation refuses."""
+        return {i.name: i.refusal(*args) or "ok" for i in self.implementations}
