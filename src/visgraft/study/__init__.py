@@ -1,0 +1,47 @@
+"""Studies: variants of a network, compared fairly over several seeds and reported honestly.
+
+Each name is imported when first used: a report needs no training library.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from visgraft.study.errors import StudyError
+    from visgraft.study.execution import StudyInterrupted, StudyResult, run_study
+    from visgraft.study.plan import Study, TrialSpec, Variant, list_studies, load_study, trials
+    from visgraft.study.reporting import report, study_data, terminal_table
+    from visgraft.study.store import Store, TrialRecord
+
+__all__ = [
+    "Store",
+    "Study",
+    "StudyError",
+    "StudyInterrupted",
+    "StudyResult",
+    "TrialRecord",
+    "TrialSpec",
+    "Variant",
+    "list_studies",
+    "load_study",
+    "report",
+    "run_study",
+    "study_data",
+    "terminal_table",
+    "trials",
+]
+
+_HOMES = {
+    "errors": ("StudyError",),
+    "execution": ("StudyInterrupted", "StudyResult", "run_study"),
+    "plan": ("Study", "TrialSpec", "Variant", "list_studies", "load_study", "trials"),
+    "reporting": ("report", "study_data", "terminal_table"),
+    "store": ("Store", "TrialRecord"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,113 @@
+"""What is known of a trial before it trains, and the proof that its comparison is fair."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from visgraft.data import EpochSampler, ImageData
+from visgraft.inspect import cost
+from visgraft.study.errors import StudyError
+from visgraft.study.plan import Study, trials
+from visgraft.study.store import Store, TrialRecord
+from visgraft.tasks.building import add_grafts, build_base, resolve_input, weights_digest
+from visgraft.tasks.images import load_images
+from visgraft.tasks.recipe import Recipe
+
+__all__ = ["TrialFacts", "check_pairing", "gather_facts", "open_images"]
+
+
+@dataclass(frozen=True)
+class TrialFacts:
+    """What a trial starts with.
+
+    Attributes:
+        params: Parameters of the network, grafts included.
+        macs: Multiplications with addition for one image.
+        init_digest: Of all tensors of the network without grafts.
+        order_digest: Of the order in which the training images are drawn.
+    """
+
+    params: int
+    macs: int
+    init_digest: str
+    order_digest: str
+
+
+def open_images(store: Store, recipe: Recipe, *, progress: bool = False) -> ImageData:
+    """Loads the images of a study, with a bar where it takes a while and ``progress`` asks for it.
+
+    Raises:
+        StudyError: They are not those that the study began with.
+        DataError: They cannot be used.
+    """
+    data = load_images(recipe, progress)
+    if store.settle("data", data.fingerprint) != data.fingerprint:
+        raise StudyError(
+            f"study: the images in {recipe.data} are not those that {store.folder} began with; put "
+            "them back, or start the study in a new folder."
+        )
+    return data
+
+
+def gather_facts(recipe: Recipe, data: ImageData) -> TrialFacts:
+    """Builds the network of a trial and describes it.
+
+    Raises:
+        StudyError: A tensor outside the grafts differs from the network without grafts.
+        ValueError: The network cannot be built.
+    """
+    model = build_base(recipe, data)
+    init_digest = weights_digest(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    add_grafts(model, recipe, data)
+    after = model.state_dict()
+    changed = [n for n, t in before.items() if n in after and not torch.equal(t, after[n])]
+    if changed:
+        raise StudyError(
+            f"study: grafting changed {changed[0]}, which is outside the grafts; the comparison "
+            "would not be paired."
+        )
+    example = torch.zeros(1, data.in_chans, *resolve_input(recipe, data).size)
+    price = cost(model, example)
+    order = EpochSampler(len(data.train), recipe.seed).digest(recipe.epochs)
+    return TrialFacts(price.params, price.macs, init_digest, order)
+
+
+def check_pairing(study: Study, records: Iterable[TrialRecord]) -> None:
+    """Makes sure that trials of one seed start alike and those of two seeds do not.
+
+    The initial weights of two seeds may be equal where both start from the same file.
+
+    Raises:
+        StudyError: They do not; the text names two trials.
+    """
+    known = {(r.variant, r.seed): r for r in records if r.init_digest and r.order_digest}
+    orders: dict[str, TrialRecord] = {}
+    starts: dict[tuple[str | None, str], TrialRecord] = {}
+    by_seed: dict[tuple[int, str], TrialRecord] = {}
+    random_start = not (study.recipe.pretrained or study.recipe.checkpoint)
+    for spec in trials(study):
+        record = known.get((spec.variant, spec.seed))
+        if record is None or record.order_digest is None:
+            continue
+        network = f"{spec.recipe.model} {spec.recipe.model_args}"
+        first = by_seed.setdefault((spec.seed, network), record)
+        if first.init_digest != record.init_digest:
+            raise _unfair(first, record, "start from different weights")
+        any_network = by_seed.setdefault((spec.seed, ""), record)
+        if any_network.order_digest != record.order_digest:
+            raise _unfair(any_network, record, "see the images in different orders")
+        other = orders.setdefault(record.order_digest, record)
+        if other.seed != record.seed:
+            raise _unfair(other, record, "see the images in the same order")
+        other = starts.setdefault((record.init_digest, network), record)
+        if random_start and other.seed != record.seed:
+            raise _unfair(other, record, "start from the same weights")
+
+
+def _unfair(one: TrialRecord, other: TrialRecord, what: str) -> StudyError:
+    return StudyError(
+        f"study: {one.variant} seed {one.seed} and {other.variant} seed {other.seed} {what}; the "
+        "comparison would not be fair. Was the data, the recipe or visgraft changed in between?"
+    )

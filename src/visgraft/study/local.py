@@ -1,0 +1,157 @@
+"""Runs trials on persistent processes of this machine.
+
+A worker's numbers of threads must stand in its environment before torch is imported, and two
+processes that both spin while they wait for their threads slow each other down by an order of
+magnitude; hence processes of their own instead of a fork of this one, and passive waiting.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import visgraft
+from visgraft.study.claims import MAX_CRASHES, busy_processes, sweep
+from visgraft.study.errors import StudyError
+from visgraft.study.store import Store
+
+__all__ = ["LocalExecutor"]
+
+POLL_SECONDS = 0.5
+SWEEP_SECONDS = 15.0
+STOP_SECONDS = 5.0
+WORKER_LOG = "workers.log"
+
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+# glibc would give large tensors back to the kernel after each operation and fetch them anew,
+# page by page: a training step of resnet10_small takes 15 % less time without that.
+_ALLOCATOR = (
+    "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296:"
+    "glibc.malloc.top_pad=268435456"
+)
+
+
+class LocalExecutor:
+    """Keeps a number of worker processes busy until no trial waits or runs.
+
+    Workers claim trials from the store themselves. One that dies is replaced, and its trial freed;
+    when this process ends, however it ends, they end too.
+
+    Args:
+        workers: Most processes at a time.
+        threads: CPU threads of each.
+    """
+
+    def __init__(self, workers: int, threads: int) -> None:
+        self.workers = workers
+        self.threads = threads
+        self._gpus = torch.cuda.device_count()
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}  # by lane
+
+    def run(self, store: Store, on_tick: Callable[[], None]) -> None:
+        """Returns when every trial of the store is finished or failed, whoever worked on it.
+
+        Args:
+            store: The study.
+            on_tick: Called about twice a second.
+
+        Raises:
+            StudyError: The workers die without getting anything done.
+        """
+        swept, done, deaths = time.monotonic(), 0, 0
+        try:
+            while True:
+                died = self._reap()
+                if died or time.monotonic() - swept > SWEEP_SECONDS:
+                    sweep(store)
+                    swept = time.monotonic()
+                trials = store.trials()
+                on_tick()
+                waiting = sum(trial.status == "waiting" for trial in trials)
+                running = sum(trial.status == "running" for trial in trials)
+                if not waiting and not running:
+                    return
+                progress = sum(trial.epochs for trial in trials) - waiting - running
+                deaths = died if progress != done else deaths + died
+                done = progress
+                if deaths > MAX_CRASHES * (self.workers + 1):
+                    raise StudyError(self._explain(store, deaths))
+                busy = busy_processes(store)
+                idle = sum(process.pid not in busy for process in self._processes.values())
+                free = [lane for lane in range(self.workers) if lane not in self._processes]
+                for lane in free[: max(0, waiting - idle)]:
+                    self._processes[lane] = self._start(store, lane)
+                time.sleep(POLL_SECONDS)
+        finally:
+            self._stop()
+
+    def _start(self, store: Store, lane: int) -> subprocess.Popen[bytes]:
+        """Starts a worker; it lives as long as the pipe to its standard input is open."""
+        package = str(Path(visgraft.__file__).parents[1])
+        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {
+            "GLIBC_TUNABLES": _ALLOCATOR,
+            **os.environ,
+            **dict.fromkeys(_THREAD_VARIABLES, str(self.threads)),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "GOMP_SPINCOUNT": "0",
+            "KMP_BLOCKTIME": "0",
+            "PYTHONPATH": os.pathsep.join(paths),
+        }
+        if self._gpus:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+            gpus = visible.split(",") if visible else [str(gpu) for gpu in range(self._gpus)]
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[lane % len(gpus)]
+        command = [sys.executable, "-P", "-m", "visgraft.study.worker", str(store.folder)]
+        with (store.folder / WORKER_LOG).open("ab") as log:
+            return subprocess.Popen(
+                [*command, "--threads", str(self.threads)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches this process alone
+            )
+
+    def _reap(self) -> int:
+        """Forgets the workers that ended; returns how many of them did not end well."""
+        ended = {lane: p for lane, p in self._processes.items() if p.poll() is not None}
+        for lane in ended:
+            self._close(self._processes.pop(lane))
+        return sum(process.returncode != 0 for process in ended.values())
+
+    def _stop(self) -> None:
+        """Ends all workers: asks by closing their pipes, then kills."""
+        for process in self._processes.values():
+            self._close(process)
+        for process in self._processes.values():
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes.clear()
+
+    @staticmethod
+    def _close(process: subprocess.Popen[bytes]) -> None:
+        if process.stdin:
+            process.stdin.close()
+
+    @staticmethod
+    def _explain(store: Store, deaths: int) -> str:
+        log = store.folder / WORKER_LOG
+        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+        last = f" The last line of {log}: {lines[-1].strip()}" if lines else ""
+        return (
+            f"study: {deaths} workers died in a row without finishing an epoch; the trials so far "
+            f"are kept, run the same command again once the cause is gone.{last}"
+        )

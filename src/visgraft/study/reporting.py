@@ -1,0 +1,88 @@
+"""Writes what a study found into its folder, and tells it to a terminal."""
+
+import io
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from visgraft.study import report_numbers as numbers
+from visgraft.study.errors import StudyError
+from visgraft.study.report_data import StudyData, from_store, summarise
+from visgraft.study.report_files import BADGES, render_csv, render_markdown, render_trials_csv
+from visgraft.study.report_page import render_html
+from visgraft.study.store import Store
+from visgraft.tasks.files import write_atomically
+
+__all__ = ["report", "study_data", "terminal_table"]
+
+
+def study_data(folder: str | Path) -> StudyData:
+    """Reads the facts of a study, finished or not, from its folder.
+
+    Raises:
+        StudyError: The folder holds no study, or one that cannot be read.
+    """
+    return from_store(Store.open(folder))
+
+
+def report(folder: str | Path) -> Path:
+    """Writes report.html, report.md, report.csv and trials.csv into a study's folder.
+
+    May be called at any time, also while the study runs; each file is replaced as a whole.
+
+    Args:
+        folder: Of the study.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        StudyError: The folder holds no study, or one that cannot be read, or is not writable.
+    """
+    folder = Path(folder)
+    summary = summarise(study_data(folder))
+    contents = {
+        "trials.csv": render_trials_csv(summary),
+        "report.csv": render_csv(summary),
+        "report.md": render_markdown(summary),
+        "report.html": render_html(summary),
+    }
+    try:
+        for name, text in contents.items():
+            write_atomically(folder / name, text.encode())
+    except OSError as error:
+        raise StudyError(f"report: {folder} cannot be written to: {error}.") from error
+    return folder / "report.html"
+
+
+def terminal_table(data: StudyData) -> str:
+    """Returns the verdict table and the outcome in one sentence, as plain text."""
+    summary = summarise(data)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("network", no_wrap=True)
+    for title in (summary.metric.label, "difference [95 %]", "p (Holm)"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for title in ("params", "MACs", "time"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in summary.rows:
+        c = row.comparison
+        compared = ("", "", "")
+        if c is not None:
+            difference = numbers.interval(c.mean, c.low, c.high)
+            compared = (difference, numbers.p_value(c.p_holm), BADGES[c.verdict].text)
+        table.add_row(
+            row.name,
+            numbers.value(row.mean),
+            *compared,
+            numbers.quantity(row.params),
+            numbers.quantity(row.macs),
+            numbers.duration(row.seconds),
+        )
+    stream = io.StringIO()
+    Console(file=stream, width=400, color_system=None, markup=False).print(table)
+    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+    alarms = [f"Not fair, do not trust the verdict: {c.finding}" for c in summary.unfair]
+    return "\n".join([*lines, "", *alarms, summary.progress, summary.headline])
