@@ -1,0 +1,60 @@
+"""Visual attention and convolution blocks, and tools that graft them into models.
+
+Importing this package imports torch and the rooms `ops`, `blocks` and `surgery`; everything that
+needs another library is loaded when it is first touched.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from visgraft import blocks, ops, surgery
+from visgraft._version import __version__
+from visgraft.blocks import (
+    block_info,
+    create_block,
+    list_blocks,
+    load_published,
+    register_block,
+)
+from visgraft.surgery import apply_plan, find_sites, graft
+
+if TYPE_CHECKING:
+    from visgraft import inspect, models
+    from visgraft.inspect import cost
+
+__all__ = [
+    "__version__",
+    "apply_plan",
+    "block_info",
+    "blocks",
+    "cost",
+    "create_block",
+    "find_sites",
+    "graft",
+    "inspect",
+    "list_blocks",
+    "load_published",
+    "models",
+    "ops",
+    "register_block",
+    "surgery",
+]
+
+_LAZY = {"cost": ("visgraft.inspect", "cost"), "inspect": ("visgraft.inspect", None)} | {
+    "models": ("visgraft.models", None)
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'visgraft' has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    value = (
+        import_module(module) if attribute is None else getattr(import_module(module), attribute)
+    )
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

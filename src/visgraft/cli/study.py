@@ -1,0 +1,82 @@
+"""`visgraft study`: run, report, demo."""
+
+from argparse import ArgumentParser, Namespace, _SubParsersAction
+from pathlib import Path
+
+__all__ = ["add_command"]
+
+
+def add_command(commands: _SubParsersAction) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "study",
+        help="compare variants of a network fairly, with seeds and intervals",
+        description="A study trains a baseline and its variants by one recipe with several seeds, "
+        "and says with which certainty they differ.",
+        epilog="example: visgraft study demo --folder runs/demo",
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    run = actions.add_parser(
+        "run",
+        help="run a study, or go on with it",
+        description="Runs a study, or what is left of it: finished trials are never run again, an "
+        "interrupted one goes on from its last epoch.",
+        epilog="example: visgraft study run my_study.yaml --folder runs/my_study",
+    )
+    run.add_argument("file", metavar="FILE", help="the study, a YAML file")
+    _add_run_options(run, folder=None)
+    run.set_defaults(run=_run, parser=run)
+
+    report = actions.add_parser(
+        "report",
+        help="write the report of a study, finished or not",
+        description="Writes report.html, report.md and report.csv into the study's folder.",
+        epilog="example: visgraft study report runs/my_study",
+    )
+    report.add_argument("folder", metavar="DIR", help="the folder of the study")
+    report.set_defaults(run=_report, parser=report)
+
+    demo = actions.add_parser(
+        "demo",
+        help="three blocks in a small ResNet, on images inside the package",
+        description="Compares CoT, Coordinate Attention and Global Context in a small ResNet on "
+        "Fashion-MNIST images, three seeds each: some minutes on two CPU cores.",
+        epilog="example: visgraft study demo --folder runs/demo",
+    )
+    _add_run_options(demo, folder="runs/demo")
+    demo.set_defaults(run=_run, parser=demo, file="demo")
+    parser.set_defaults(parser=parser)
+
+
+def _add_run_options(parser: ArgumentParser, folder: str | None) -> None:
+    default = folder or "runs/NAME of the file"
+    parser.add_argument(
+        "--folder", default=folder, help=f"where everything is written (default: {default})"
+    )
+    parser.add_argument(
+        "--workers", type=int, help="trials at a time (default: one per core, threads shared)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress display")
+
+
+def _run(args: Namespace) -> int:
+    from visgraft.study import load_study, run_study
+
+    study = load_study(args.file)
+    folder = Path(args.folder or Path("runs") / Path(args.file).stem)
+    result = run_study(study, folder, workers=args.workers, progress=not args.quiet)
+    _print_report(folder)
+    return 1 if result.failed else 0
+
+
+def _report(args: Namespace) -> None:
+    _print_report(Path(args.folder))
+
+
+def _print_report(folder: Path) -> None:
+    from visgraft.study import report, study_data, terminal_table
+
+    path = report(folder)
+    print(terminal_table(study_data(folder)))
+    print(f"\nreport: {path.resolve().as_uri()}")
