@@ -131,11 +131,12 @@ class ChannelsLastBlock(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(3, 32, 4, 4)
         self.mix = nn.Linear(32, 32)
+        self.act = nn.ReLU()
         self.back = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).permute(0, 2, 3, 1)
-        return self.back((x + self.mix(x)).permute(0, 3, 1, 2))
+        return self.back((x + self.act(x * self.mix(x))).permute(0, 3, 1, 2))
 
 
 class Gate(nn.Module):

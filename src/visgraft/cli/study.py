@@ -57,6 +57,9 @@ def _add_run_options(parser: ArgumentParser, folder: str | None) -> None:
     parser.add_argument(
         "--workers", type=int, help="trials at a time (default: one per core, threads shared)"
     )
+    parser.add_argument(
+        "--threads", type=int, help="CPU threads per trial (default: those of the first run)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress display")
 
 
@@ -65,7 +68,9 @@ def _run(args: Namespace) -> int:
 
     study = load_study(args.file)
     folder = Path(args.folder or Path("runs") / Path(args.file).stem)
-    result = run_study(study, folder, workers=args.workers, progress=not args.quiet)
+    result = run_study(
+        study, folder, workers=args.workers, threads=args.threads, progress=not args.quiet
+    )
     _print_report(folder)
     return 1 if result.failed else 0
 
