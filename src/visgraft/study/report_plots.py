@@ -78,7 +78,7 @@ def _differences(summary: Summary) -> Plot | None:
     names = [html.escape(c.variant) for c in reversed(found)]
     in_unit = f", {unit}" if unit else ""
     figure.update_layout(
-        xaxis={"title": f"{summary.metric.label} minus the baseline's{in_unit}"},
+        xaxis={"title": f"difference in {summary.metric.label}{in_unit}"},
         yaxis={
             "tickvals": list(range(len(names))),
             "ticktext": names,
