@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from visgraft.cli.main import main
@@ -91,3 +94,32 @@ def test_env_names_versions_and_implementations(capsys):
 def test_traceback_on_request():
     with pytest.raises(ValueError, match="no block"):
         main(["--traceback", "blocks", "nothing_like_it"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "package"),
+    [
+        (("train", "--data", "photos"), "pydantic"),
+        (("study", "demo"), "pydantic"),
+        (("sites", "resnet18"), "timm"),
+    ],
+)
+def test_missing_package_is_named(argv, package):
+    """In a process of its own, since the packages are imported here already."""
+    code = (
+        f"import sys; sys.modules['{package}'] = None; from visgraft.cli.main import main; "
+        f"sys.exit(main({list(argv)!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"needs the package '{package}', which is not installed; pip install" in done.stderr
+
+
+def test_catalogue_needs_torch_alone():
+    packages = ["timm", "torchvision", "pydantic", "yaml", "PIL", "pytorch_lightning", "rich"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({packages!r})); "
+        "from visgraft.cli.main import main; sys.exit(main(['blocks']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

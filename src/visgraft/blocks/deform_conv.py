@@ -81,7 +81,7 @@ class DeformConv(nn.Module):
         ValueError: A number is not an integer in its range, ``groups`` or ``offset_groups`` does
             not divide the channels, ``padding`` is None with an even kernel, ``mask_scale`` is not
             positive, or the input does not have the documented shape.
-        ImportError: torchvision is not installed.
+        ImportError: torchvision is not installed, and the block is exported or runs on a GPU.
 
     Example:
         >>> DeformConv(16, stride=2)(torch.zeros(2, 16, 9, 14)).shape
@@ -116,7 +116,6 @@ class DeformConv(nn.Module):
         is_number = isinstance(mask_scale, int | float) and not isinstance(mask_scale, bool)
         if not is_number or not 0 < mask_scale < float("inf"):
             raise ValueError(f"DeformConv: mask_scale must be a number > 0, got {mask_scale!r}")
-        _torchvision()
         self.channels = channels
         self.groups = groups
         self.offset_groups = offset_groups
@@ -157,7 +156,7 @@ class DeformConv(nn.Module):
         Raises:
             ValueError: ``conv`` does not compute as ``nn.Conv2d``, or pads with something else
                 than zeros.
-            ImportError: torchvision is not installed.
+            ImportError: torchvision is not installed, and the block is exported or runs on a GPU.
 
         Example:
             >>> conv = nn.Conv2d(8, 16, 3, stride=2, padding=1)

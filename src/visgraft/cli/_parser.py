@@ -32,8 +32,14 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Parses; the subcommand that met an unknown option reports it."""
+        """Parses; the subcommand that met an unknown option reports it.
+
+        Raises:
+            ModuleNotFoundError: The subcommand cannot know its options without a package.
+        """
         parsed, unknown = self.parse_known_args(argv)
+        if missing := getattr(parsed, "missing", None):
+            raise ModuleNotFoundError(name=missing)
         if unknown:
             getattr(parsed, "parser", self).error(f"unrecognized arguments: {' '.join(unknown)}")
         return parsed

@@ -12,12 +12,12 @@ _PREFIX = "recipe_"
 def add_recipe_options(parser: ArgumentParser, *, without: tuple[str, ...] = ()) -> None:
     """Adds ``--some-field VALUE`` for each field; lists and mappings are given as YAML.
 
-    Without pydantic nothing is added: the command then says what to install.
+    Without pydantic none is added, and the command says what to install instead of running.
     """
     try:
         from visgraft.tasks.recipe import Recipe
     except ModuleNotFoundError:
-        parser.epilog = f"{parser.epilog or ''}\n(needs pip install 'visgraft[train]')"
+        parser.set_defaults(missing="pydantic")
         return
     group = parser.add_argument_group("fields of the recipe")
     for name, field in Recipe.model_fields.items():

@@ -36,8 +36,10 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status: 0, 2 for a bad request, 130 after Ctrl-C."""
-    args = build_parser().parse(argv)
+    wants_traceback = False
     try:
+        args = build_parser().parse(argv)
+        wants_traceback = args.traceback
         return args.run(args) or 0
     except KeyboardInterrupt as stop:
         print(f"\nvisgraft: stopped. {stop}".rstrip(), file=sys.stderr)
@@ -46,16 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ImportError as error:
-        if args.traceback or error.name is None or error.name.split(".")[0] == "visgraft":
+        package = (error.name or "").split(".")[0]
+        if wants_traceback or package == "visgraft":
             raise
+        reason = f"this command needs the package {package!r}, which is not installed"
         print(
-            f"visgraft: this command needs the package {error.name!r}; "
-            "install it with: pip install 'visgraft[train]'",
+            f"visgraft: {reason if package else error}; pip install 'visgraft[train]' brings all "
+            "that the commands need",
             file=sys.stderr,
         )
         return 2
     except (ValueError, OSError, RuntimeError) as error:
-        if args.traceback:
+        if wants_traceback:
             raise
         print(f"visgraft: {error}", file=sys.stderr)
         return 2
