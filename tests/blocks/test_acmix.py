@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional
 from torch.testing import assert_close
 
@@ -207,3 +208,11 @@ def test_rejects_arguments(options, message):
 def test_rejects_inputs(x, message):
     with pytest.raises(ValueError, match=f"ACmix: {message}"):
         ACmix(8)(x)
+
+
+def test_positions_of_long_maps_are_exact_before_they_are_rounded():
+    """bfloat16 cannot count beyond 256; the last places would fall together."""
+    block = ACmix(4, num_heads=2).bfloat16()
+    block.position = nn.Identity()
+    column = block._encode(torch.zeros(1, 4, 1, 700, dtype=torch.bfloat16))[0, 0, 0]
+    assert_close(column.float(), torch.linspace(-1, 1, 700), rtol=0, atol=2**-9 + 1e-6)

@@ -363,3 +363,9 @@ class Odd(nn.Conv2d):
 def test_from_conv_rejects(conv, message):
     with pytest.raises(ValueError, match=rf"^DeformConv\.from_conv: .*{message}"):
         DeformConv.from_conv(conv)
+
+
+@pytest.mark.parametrize("kernel_size", [(3, 5), (5, 1)], ids=str)
+def test_default_padding_follows_each_axis(kernel_size):
+    x = torch.randn(1, 4, 7, 9)
+    assert DeformConv(4, kernel_size=kernel_size, dilation=(2, 1))(x).shape == x.shape
