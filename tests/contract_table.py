@@ -8,6 +8,9 @@ from tests.blocks import test_contract, test_distributed, test_properties
 from tests.blocks.test_contract import CASES
 from tests.contract import PROPERTIES, SLOW_PROPERTIES, Case
 from tests.golden_table import TABLE, golden_cases
+from tests.mutation.edits import EDITS
+from tests.mutation.results import read
+from tests.mutation.targets import STAGES
 from visgraft.blocks import block_info, list_blocks
 
 __all__ = ["DEFECTS", "PAGE", "exists", "page"]
@@ -41,10 +44,7 @@ MEANINGS = {
     "distributed": "`DistributedDataParallel` in two processes, two steps, gradients and "
     "statistics equal to those computed by hand",
 }
-# Options that no case sets, and the test that does
-ELSEWHERE = {
-    ("deform_conv", "out_channels"): "test_deform_conv.py::test_equals_torchvisions_operator"
-}
+ELSEWHERE: dict[tuple[str, str], str] = {}  # (block, option) of no case: the test that sets it
 WHY_NOT: dict[tuple[str, str], str] = {}  # (case, property): a sentence for a cell without a test
 
 # Blocks whose random configurations are tested in a file of their own
@@ -213,7 +213,7 @@ def exists(node: str) -> bool:
 
 def page() -> str:
     """Returns the text of docs/contract.md."""
-    return "\n".join([*_introduction(), *_cases(), *_blocks(), *_defects()]) + "\n"
+    return "\n".join([*_introduction(), *_cases(), *_blocks(), *_defects(), *_mutation()]) + "\n"
 
 
 def _introduction() -> list[str]:
@@ -291,7 +291,46 @@ def _defects() -> list[str]:
         for defect, nodes in defects.items()
     ]
     heads = ["block", "what copies in circulation do", "test that ours does not"]
-    return ["## Defects of circulating copies", "", *_table(heads, rows)]
+    return ["## Defects of circulating copies", "", *_table(heads, rows), ""]
+
+
+def _mutation() -> list[str]:
+    found = read()
+    columns = {stage: Counter() for stage in (*STAGES, None)}
+    for block, edits in found.items():
+        for edit in edits.values():
+            columns[edit["stage"]].update([block, "all"])
+    rows = [
+        [
+            f"`{block}`" if block != "all" else block,
+            str(sum(column[block] for column in columns.values())),
+            *(str(column[block]) for column in columns.values()),
+        ]
+        for block in (*list_blocks(), "all")
+    ]
+    return [
+        "## Mutation check",
+        "",
+        "Each block and its operation are broken on purpose, one wrong edit at a time, in a copy "
+        "of the source: swapped axes, a missing scale, another channel's share, a forgotten "
+        "activation, a default, an initialisation, a dtype. An edit counts where it is first "
+        "noticed: by values recorded from published code; by the properties above, without those "
+        "that compile or export; by the tests of the block and of its operation; by the properties "
+        "that compile or export. `python -m tests.mutation BLOCK` repeats it, "
+        "`tests/mutation/edits` holds the edits and `tests/mutation/results.json` the first test "
+        "that fails for each.",
+        "",
+        *_table(["block", "edits", *STAGES, "survived"], rows),
+        "",
+        "Edits that survive change no value:",
+        "",
+        *(
+            f"- `{block}`, {edit.name}: {edit.equivalent}"
+            for block, edits in EDITS.items()
+            for edit in edits
+            if edit.equivalent
+        ),
+    ]
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> list[str]:

@@ -72,6 +72,13 @@ def test_resized():
     assert gradient.sum().item() == pytest.approx(9)
 
 
+def test_resized_places_entries_exactly_in_lower_precision():
+    """bfloat16 cannot count beyond 256."""
+    table = torch.linspace(-1, 1, 27)[:, None].bfloat16()
+    expected = _resized(table.float(), 601).bfloat16()
+    assert_close(_resized(table, 601), expected, rtol=0, atol=0)
+
+
 def test_stride_averages_what_is_there():
     block = BottleneckAttention(4, num_heads=2, stride=2)
     plain = BottleneckAttention(4, num_heads=2)
@@ -130,6 +137,20 @@ def test_circulating_form_is_one_function_on_both_sides_of_the_limit(monkeypatch
     direct = block(x)
     monkeypatch.setattr("visgraft.blocks.bottleneck_attention._MOST_DIRECT", 0)
     assert_close(block(x), direct, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mhsa", "bottleneck_attention"])
+@pytest.mark.parametrize("traced", [(7, 5), (9, 8)], ids=str)
+def test_exported_tables_serve_their_own_size_and_others(name, traced, monkeypatch):
+    """Whatever map was the example; also beyond the size up to which logits are held."""
+    monkeypatch.setattr("visgraft.blocks.bottleneck_attention._MOST_DIRECT", 50)
+    options = {"use_position": True} if name == "mhsa" else {}
+    block = create_block(name, 4, feature_size=(9, 8), num_heads=1, **options).eval()
+    dynamic = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
+    program = torch.export.export(block, (torch.randn(2, 4, *traced),), dynamic_shapes=dynamic)
+    for size in ((3, 4), (9, 8), (8, 9)):
+        x = torch.randn(1, 4, *size)
+        assert_close(program.module()(x), block(x), rtol=1e-5, atol=1e-5)
 
 
 def test_jdai_layout():

@@ -62,8 +62,16 @@ CASES = [
     Case(
         "deform_conv",
         8,
-        {"modulated": False, "bias": True, "stride": 2, "groups": 2, "offset_groups": 4},
+        {
+            "out_channels": 12,
+            "modulated": False,
+            "bias": True,
+            "stride": 2,
+            "groups": 2,
+            "offset_groups": 4,
+        },
         stride=2,
+        out_channels=12,
     ),
     Case("selective_kernel", 32),
     Case(

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from visgraft.blocks import SelectiveKernel, SKAttention, block_info, create_block
+from visgraft.blocks.selective_kernel import _select
 
 PAIRS = ((3, 1), (3, 2), (5, 1))
 BUILDS = {
@@ -90,6 +91,17 @@ def test_equal_branches_share_equally_and_a_certain_one_wins(build):
     else:
         block.expand.weight.data.view(len(maps), 16, -1)[wins] = 1e4
     assert_close(block(x), maps[wins])
+
+
+@pytest.mark.parametrize("branches", [2, 3])
+def test_shares_take_the_dtype_of_the_maps(branches):
+    """Autocast on a GPU computes a softmax in float32."""
+    maps = [torch.randn(2, 4, 5, 3, dtype=torch.bfloat16) for _ in range(branches)]
+    logits = [torch.randn(2, 4, 1, 1) for _ in range(branches)]
+    y = _select(maps, logits)
+    assert y.dtype == torch.bfloat16
+    expected = (torch.stack(logits).softmax(0) * torch.stack(maps)).sum(0)
+    assert_close(y.float(), expected, rtol=0.02, atol=0.02)
 
 
 def test_paper_defaults():

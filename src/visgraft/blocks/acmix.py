@@ -132,7 +132,8 @@ class ACmix(nn.Module):
         """Returns the weighted sum of attention and convolution."""
         check_feature_map("ACmix", x, self.channels)
         projected = [layer(x) for layer in (self.query, self.key, self.value)]
-        heads = [part.unflatten(1, (self.num_heads, -1)).transpose(1, 2) for part in projected]
+        b, maps, depth = x.shape[0], self.num_heads, self.query.out_channels // self.num_heads
+        heads = [part.reshape(b, maps, depth, *x.shape[2:]).transpose(1, 2) for part in projected]
         joined = torch.cat(heads, 2)  # (B, D, 3 * M, H, W)
         query, key, value = joined.split(self.num_heads, 2)
         attended = self._attend(query, key - self._encode(x).unsqueeze(2), value)
@@ -175,7 +176,7 @@ class ACmix(nn.Module):
             return shift(mixed.flatten(1, 2))
         weight = torch.einsum("opuv,pn->onuv", shift.weight, self.mix.weight.flatten(1))
         return functional.conv2d(
-            joined.flatten(1, 2), weight, None, shift.stride, shift.padding, groups=depth
+            joined.flatten(1, 2), weight, None, shift.stride, shift.padding, shift.dilation, depth
         )
 
 

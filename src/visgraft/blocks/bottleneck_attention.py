@@ -148,9 +148,10 @@ class BottleneckAttention(nn.Module):
         """Returns the values of ``x`` mixed by attention."""
         check_feature_map("BottleneckAttention", x, self.channels)
         h, w = x.shape[2:]
-        heads = (self.num_heads, -1)
+        heads = self.num_heads
         query, key, value = (
-            part.unflatten(1, heads) for part in self.qkv(x).split(self.widths, 1)
+            part.reshape(x.shape[0], heads, width // heads, h, w)
+            for part, width in zip(self.qkv(x).split(self.widths, 1), self.widths, strict=True)
         )  # (B, M, D, H, W)
         if self.position == "relative":
             rows = _resized(self.offset_rows, 2 * h - 1)
@@ -246,9 +247,9 @@ class MHSA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns the values of ``x`` mixed by attention."""
         check_feature_map("MHSA", x, self.channels)
-        heads = (self.num_heads, -1)
+        shape = (x.shape[0], self.num_heads, self.channels // self.num_heads, *x.shape[2:])
         query, key, value = (
-            layer(x).unflatten(1, heads) for layer in (self.query, self.key, self.value)
+            layer(x).reshape(shape) for layer in (self.query, self.key, self.value)
         )  # (B, M, D, H, W)
         if not self.use_position:
             return _attend(query, key, value, 1.0).flatten(1, 2)
@@ -256,8 +257,8 @@ class MHSA(nn.Module):
         position = self._position(x).to(query.dtype).expand(query.shape)
         left, right = torch.cat([query, position], 2), torch.cat([key, query], 2)
         if exporting() or x.shape[2] * x.shape[3] <= _MOST_DIRECT:
-            attention = (left.flatten(3).mT @ right.flatten(3)).softmax(3)
-            mixed = value.flatten(3) @ attention.mT
+            attention = (left.flatten(3).transpose(2, 3) @ right.flatten(3)).softmax(3)
+            mixed = value.flatten(3) @ attention.transpose(2, 3)
             return mixed.flatten(1, 2).unflatten(2, x.shape[2:])
         return _attend(left, right, value, 1.0).flatten(1, 2)
 
@@ -271,7 +272,8 @@ class MHSA(nn.Module):
                 f"feature_size ({height}, {width}); build it for the largest map, or use "
                 "bottleneck_attention, which takes any size"
             )
-        return (self.rows + self.columns).flatten(2)[..., : h * w].unflatten(2, (h, w))
+        start = torch.arange(h * w, device=x.device)  # a slice would be exported for one map size
+        return (self.rows + self.columns).flatten(2).index_select(2, start).unflatten(2, (h, w))
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -282,12 +284,12 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     depth = max(query.shape[2], value.shape[2])
 
     def positions(x: Tensor) -> Tensor:  # (B, M, H * W, depth)
-        return functional.pad(x.flatten(3).mT, (0, depth - x.shape[2])).contiguous()
+        return functional.pad(x.flatten(3).transpose(2, 3), (0, depth - x.shape[2])).contiguous()
 
     mixed = functional.scaled_dot_product_attention(
         positions(query), positions(key), positions(value), scale=scale
     )
-    return mixed[..., : value.shape[2]].mT.unflatten(3, value.shape[3:])
+    return mixed[..., : value.shape[2]].transpose(2, 3).unflatten(3, value.shape[3:])
 
 
 def _resized(table: Tensor, entries: int) -> Tensor:

@@ -138,7 +138,7 @@ class GlobalContext(nn.Module):
         if self.attend is None:
             return x.mean((2, 3), keepdim=True)
         attention = self.attend(x).flatten(2).softmax(2)  # (B, 1, H * W)
-        return (x.flatten(2) @ attention.mT).unsqueeze(3)
+        return (x.flatten(2) @ attention.transpose(1, 2)).unsqueeze(3)
 
 
 register_layouts(

@@ -26,7 +26,7 @@ def _run(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tenso
     q = as_positions(query) * query.shape[2] ** -0.5
     by_row, by_column = offset_logits(q, rows, columns, h, w)
     bias = (by_row.unsqueeze(3) + by_column.unsqueeze(2)).flatten(2)
-    logits = torch.baddbmm(bias, q, as_positions(key).mT)
+    logits = torch.baddbmm(bias, q, as_positions(key).transpose(1, 2))
     return as_map(logits.softmax(2) @ as_positions(value), query)
 
 

@@ -1,0 +1,128 @@
+"""Wrong edits of global context and coordinate attention."""
+
+from tests.mutation.edits._edit import Table
+
+__all__ = ["EDITS"]
+
+EDITS: Table = {
+    "global_context": {
+        "blocks/global_context.py": [
+            ("softmax over the one channel", ".flatten(2).softmax(2)", ".flatten(2).softmax(1)"),
+            ("positions in another order", "(x.flatten(2) @", "(x.mT.flatten(2) @"),
+            (
+                "bottleneck rounded up",
+                "hidden = channels // reduction\n        if",
+                "hidden = -(-channels // reduction)\n        if",
+            ),
+            (
+                "epsilon of the layer norm",
+                "nn.LayerNorm([hidden, 1, 1], **dd)",
+                "nn.LayerNorm([hidden, 1, 1], eps=1e-6, **dd)",
+            ),
+            (
+                "layer norm in the default dtype",
+                "nn.LayerNorm([hidden, 1, 1], **dd)",
+                "nn.LayerNorm([hidden, 1, 1])",
+            ),
+            (
+                "no ReLU in the bottleneck",
+                "functional.relu(self.norm(self.reduce(context)))",
+                "self.norm(self.reduce(context))",
+            ),
+            (
+                "ReLU in front of the layer norm",
+                "functional.relu(self.norm(self.reduce(context)))",
+                "self.norm(functional.relu(self.reduce(context)))",
+            ),
+            ("no sigmoid", "self.mul(context).sigmoid()", "self.mul(context)"),
+            (
+                "addition before multiplication",
+                "torch.addcmul(self.add(context), x, scale)",
+                "(x + self.add(context)) * scale",
+            ),
+            ("writes to its input", "return x * scale if", "return x.mul_(scale.detach()) if"),
+            (
+                "maximum in place of average",
+                "x.mean((2, 3), keepdim=True)",
+                "x.amax((2, 3), keepdim=True)",
+            ),
+            (
+                "last layer not zero at the start",
+                "        nn.init.zeros_(self.expand.weight)\n",
+                "",
+            ),
+            (
+                "last bias not zero at the start",
+                "nn.init.zeros_(self.expand.bias)",
+                "nn.init.ones_(self.expand.bias)",
+            ),
+            (
+                "attention drawn for its outputs",
+                'nn.init.kaiming_normal_(self.attend.weight, nonlinearity="relu")',
+                'nn.init.kaiming_normal_(self.attend.weight, mode="fan_out", nonlinearity="relu")',
+            ),
+            ("default reduction", "reduction: int = 16,", "reduction: int = 8,"),
+            ("claims to start as identity", "return self.mul is None", "return True"),
+            (
+                "ways swapped in the layout",
+                '"channel_add_conv.3": "add.expand"',
+                '"channel_add_conv.3": "mul.expand"',
+            ),
+        ],
+    },
+    "coord_attention": {
+        "blocks/coord_attention.py": [
+            ("strips swapped", "[x.mean(3), x.mean(2)]", "[x.mean(2), x.mean(3)]"),
+            ("strips cut at the width", "strips.split([h, w], 2)", "strips.split([w, h], 2)"),
+            ("one layer for both axes", "self.expand_h(rows)", "self.expand_w(rows)"),
+            (
+                "layers of the axes swapped",
+                "self.expand_h(rows).sigmoid()  # (B, C, H, 1)\n        columns = self.expand_w",
+                "self.expand_w(rows).sigmoid()\n        columns = self.expand_h",
+            ),
+            ("SiLU in place of hard swish", "functional.hardswish", "functional.silu"),
+            ("gate of the columns not turned", ".sigmoid().transpose(2, 3)", ".sigmoid()"),
+            ("no gate of the columns", "return x * columns * rows", "return x * rows"),
+            ("gates added", "x * columns * rows", "x * (columns + rows)"),
+            ("no sigmoid on the rows", "self.expand_h(rows).sigmoid()", "self.expand_h(rows)"),
+            ("maximum in place of average", "x.mean(3), x.mean(2)", "x.amax(3), x.mean(2)"),
+            (
+                "epsilon of the normalisation",
+                "nn.BatchNorm2d(hidden, **dd)",
+                "nn.BatchNorm2d(hidden, eps=1e-3, **dd)",
+            ),
+            (
+                "momentum of the normalisation",
+                "nn.BatchNorm2d(hidden, **dd)",
+                "nn.BatchNorm2d(hidden, momentum=0.01, **dd)",
+            ),
+            (
+                "normalisation on the default device",
+                "nn.BatchNorm2d(hidden, **dd)",
+                "nn.BatchNorm2d(hidden)",
+            ),
+            (
+                "each strip normalised by itself",
+                "self.norm(self.reduce(strips))",
+                "torch.cat([self.norm(self.reduce(s)) for s in strips.split([h, w], 2)], 2)",
+            ),
+            (
+                "upper bound of the bottleneck",
+                "hidden = max(min_hidden, channels",
+                "hidden = min(min_hidden, channels",
+            ),
+            ("default reduction", "reduction: int = 32,", "reduction: int = 16,"),
+            ("default bound", "min_hidden: int = 8,", "min_hidden: int = 4,"),
+            (
+                "axes swapped in the layout",
+                '"conv_h": "expand_h", "conv_w": "expand_w"',
+                '"conv_h": "expand_w", "conv_w": "expand_h"',
+            ),
+            (
+                "axes swapped in the other layout",
+                '"conv2": "expand_h", "conv3": "expand_w"',
+                '"conv2": "expand_w", "conv3": "expand_h"',
+            ),
+        ],
+    },
+}
