@@ -81,6 +81,8 @@ def test_old_torch_format(cot, state, tmp_path):
         (lambda s: {"state_dict_ema": s}, ("state_dict_ema",)),
         (lambda s: {"model": s, "optimizer": {"state": {}}}, ("model",)),
         (lambda s: {"model": {"state_dict": s}}, ("model", "state_dict")),
+        (lambda s: {"model_ema": s}, ("model_ema",)),
+        (lambda s: {"meta": {"epoch": 3}, "state_dict": s, "optimizer": {}}, ("state_dict",)),
         (lambda s: {f"module.{k}": v for k, v in s.items()}, ("module.",)),
         (
             lambda s: {"state_dict": {f"module.backbone.{k}": v for k, v in s.items()}},
@@ -101,6 +103,21 @@ def test_averaged_weights_are_taken_on_request(cot, state):
     assert not cot.key.weight.any()
     assert load_published(cot, both, ema=True).unwrapped == ("state_dict_ema",)
     assert_computes_the_recorded_values(cot)
+
+
+@pytest.mark.parametrize("container", ["state_dict_ema", "model_ema"])
+def test_averaged_weights_are_preferred_to_every_container(cot, state, container):
+    plain = {key: torch.zeros_like(value) for key, value in state.items()}
+    everything = {"state_dict": plain, "model": plain, container: state}
+    report = load_published(cot, everything, ema=True)
+    assert (report.unwrapped, report.lacks_ema) == ((container,), False)
+    assert_computes_the_recorded_values(cot)
+
+
+def test_a_lack_of_averaged_weights_is_said(cot, state):
+    report = load_published(cot, {"state_dict": state}, ema=True)
+    assert report.lacks_ema
+    assert "taken out of state_dict; no averaged weights in it" in str(report)
 
 
 def test_heads_of_a_detector_are_ignored_and_named(cot, state):

@@ -6,6 +6,7 @@ from visgraft.blocks._published import (
     layouts_of,
     load_published,
     register_layouts,
+    translate_published,
 )
 from visgraft.blocks._registry import (
     BlockInfo,
@@ -52,4 +53,5 @@ __all__ = [
     "load_published",
     "register_block",
     "register_layouts",
+    "translate_published",
 ]

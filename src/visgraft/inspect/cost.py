@@ -1,10 +1,12 @@
 """Parameters and multiply-accumulate operations of a model, by module."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -59,9 +61,11 @@ def cost(model: nn.Module, example: Any) -> Cost:
     """Counts parameters and multiply-accumulate operations, without computing anything.
 
     A copy of the model is run in eval mode on shapes alone. Convolutions, matrix products,
-    attention products and the operations of this package count; additions, activations,
-    normalisation and pooling do not. One multiplication with its addition is one operation, so the
-    numbers are half of what counters of floating-point operations give.
+    attention products, the operations of this package and torchvision's deformable convolution
+    count; additions, activations, normalisation, pooling and the sampling of deformable
+    convolutions do not. One multiplication with its addition is one operation, so the numbers are
+    half of what counters of floating-point operations give. What is counted is what is computed: a
+    window attention that computes whole tiles has more operations than its windows.
 
     Args:
         model: Any module; it is not touched.
@@ -76,7 +80,7 @@ def cost(model: nn.Module, example: Any) -> Cost:
     """
     inputs = Example.of("cost", example)
     mode = fake_mode()
-    flops = FlopCounterMode(display=False)
+    flops = FlopCounterMode(display=False, custom_mapping=_formulas_of_others())
     macs: dict[str, int] = {}
     try:
         clone = fake_copy(model, mode)
@@ -101,6 +105,20 @@ def cost(model: nn.Module, example: Any) -> Cost:
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         shape=inputs.only_shape,
     )
+
+
+def _formulas_of_others() -> dict[Any, Callable[..., int]]:
+    """Returns formulas for operators of packages that are imported and that torch cannot count."""
+    if not hasattr(torch.ops.torchvision, "deform_conv2d"):
+        return {}
+    return {torch.ops.torchvision.deform_conv2d: _deformable_convolution}
+
+
+def _deformable_convolution(
+    x: torch.Size, weight: torch.Size, offset: torch.Size, *_: Any, **__: Any
+) -> int:
+    """Two per multiply-add of the convolution, as for the operation of this package."""
+    return 2 * x[0] * math.prod(weight) * math.prod(offset[2:])
 
 
 def _count_calls(

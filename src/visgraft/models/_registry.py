@@ -7,6 +7,8 @@ from typing import Any
 import timm
 from torch import nn
 
+from visgraft.models._width import MULTIPLIED, multiplied
+
 __all__ = ["UnknownModelError", "create_model", "list_models"]
 
 
@@ -25,7 +27,9 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     Args:
         name: Such as ``"resnet18"``, with or without a weights tag (``"resnet18.a1_in1k"``).
         kwargs: Passed to timm: ``pretrained``, ``num_classes``, ``in_chans``, ``features_only``, or
-            an argument of the network's own class.
+            an argument of the network's own class. EfficientNets and MobileNets also take
+            ``channel_multiplier``, in place of the one that their name stands for, and with it
+            ``num_features``.
 
     Raises:
         UnknownModelError: There is no such network; the text has the nearest names.
@@ -40,6 +44,11 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
             "timm.list_models() has all names"
         )
     try:
+        if "channel_multiplier" in kwargs:
+            rest = {key: value for key, value in kwargs.items() if key not in MULTIPLIED}
+            changes = {key: value for key, value in kwargs.items() if key in MULTIPLIED}
+            with multiplied(name, changes):
+                return timm.create_model(name, **rest)
         return timm.create_model(name, **kwargs)
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
