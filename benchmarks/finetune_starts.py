@@ -26,18 +26,18 @@ from matplotlib import pyplot
 from visgraft.tasks import load_recipe, train
 
 RECIPE: dict[str, Any] = {
-    "base": "finetune",
     "model": NETWORK,
-    "pretrained": False,  # the weights come from a package
     "image_size": 64,
-    "train_limit": 1000,
-    "val_limit": 500,
-    "epochs": 6,
-    "crop_scale": None,
+    "train_limit": 2000,
+    "val_limit": 1000,
+    "epochs": 5,
+    "batch_size": 50,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 0.05,
+    "warmup_epochs": 0.5,
+    "hflip": 0.5,
     "crop_padding": 4,
-    "random_erase": 0.0,
-    "drop_path_rate": 0.0,
-    "workers": 0,
     "loggers": [],
 }
 GATE = {"block": "coord_attention", "at": "block_end"}

@@ -33,7 +33,8 @@ def test_examples_of_the_readme():
     assert namespace["graft"].max_difference == 0
 
 
-def test_examples_of_grafting():
+def test_examples_of_grafting(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     namespace = {}
     *examples, own_block = fenced(ROOT / "docs" / "grafting.md", "python")
     for code in examples:

@@ -21,6 +21,7 @@ from visgraft.surgery import apply_plan, find_sites, graft
 if TYPE_CHECKING:
     from visgraft import inspect, models
     from visgraft.inspect import cost
+    from visgraft.tasks.saving import load, save
 
 __all__ = [
     "__version__",
@@ -33,15 +34,21 @@ __all__ = [
     "graft",
     "inspect",
     "list_blocks",
+    "load",
     "load_published",
     "models",
     "ops",
     "register_block",
+    "save",
     "surgery",
 ]
 
-_LAZY = {"cost": ("visgraft.inspect", "cost"), "inspect": ("visgraft.inspect", None)} | {
-    "models": ("visgraft.models", None)
+_LAZY = {
+    "cost": ("visgraft.inspect", "cost"),
+    "inspect": ("visgraft.inspect", None),
+    "load": ("visgraft.tasks.saving", "load"),
+    "models": ("visgraft.models", None),
+    "save": ("visgraft.tasks.saving", "save"),
 }
 
 

@@ -107,6 +107,9 @@ def shapes_only(mode: FakeTensorMode) -> Iterator[None]:
 def fake_copy(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """Returns a copy of ``module`` in eval mode whose tensors have a shape and no values.
 
+    Its parameters need no gradient, which torch's module tracker trips over where one is handed
+    from module to module.
+
     Hooks that are plain functions stay behind: they belong to the user, often record what they
     see, and must not see fake tensors. Hooks with a state of their own (bound methods, weight
     normalisation) are copied with it.
@@ -115,9 +118,12 @@ def fake_copy(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
     kept: list[tuple[dict[int, Any], dict[int, Any]]] = []
     for part in module.modules():
         attributes = [v for v in vars(part).values() if isinstance(v, Tensor)]
-        for tensor in chain(part._parameters.values(), part._buffers.values(), attributes):
+        for tensor in chain(part._parameters.values(), part._buffers.values()):
             if tensor is not None and id(tensor) not in memo:
                 memo[id(tensor)] = mode.from_tensor(tensor if tensor.is_leaf else tensor.detach())
+        for tensor in attributes:
+            if id(tensor) not in memo:
+                memo[id(tensor)] = _fake_constant(tensor.detach(), mode)
         for hooks in (part._forward_hooks, part._forward_pre_hooks):
             memo[id(hooks)] = type(hooks)()
             with_state = {k: h for k, h in hooks.items() if not isinstance(h, FunctionType)}
@@ -125,7 +131,17 @@ def fake_copy(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
     clone = copy.deepcopy(module, memo)
     for hooks, with_state in kept:  # now that every module has its copy in the memo
         hooks.update(copy.deepcopy(with_state, memo))
-    return clone.eval()
+    return clone.eval().requires_grad_(False)
+
+
+def _fake_constant(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    """Returns the fake of a plain attribute, which a model may read as a number where it is small.
+
+    Detectors keep their strides so.
+    """
+    if tensor.device.type != "cpu" or tensor.numel() > 64:
+        return mode.from_tensor(tensor)
+    return mode.fake_tensor_converter.from_real_tensor(mode, tensor, make_constant=True)
 
 
 def like_of(modules: Iterable[nn.Module]) -> tuple[torch.device, torch.dtype]:

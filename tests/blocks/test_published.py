@@ -68,6 +68,27 @@ def test_files(cot, state, tmp_path, suffix):
     load_published(cot, str(path))
 
 
+@pytest.mark.parametrize("start", [b"\x80", b"PK"])
+def test_safetensors_whose_length_begins_like_another_format(tmp_path, start):
+    """The first bytes of the file are a number, and may be any."""
+    layer, path = nn.Linear(2, 2), tmp_path / "w.safetensors"
+    save_file(tensors_of(layer), path, {"note": ""})
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    more = (int.from_bytes(start, "little") - length) % 256 ** len(start)
+    save_file(tensors_of(layer), path, {"note": "x" * more})
+    assert path.read_bytes().startswith(start)
+    twin = nn.Linear(2, 2)
+    load_published(twin, path)
+    assert_close(twin.weight, layer.weight, rtol=0, atol=0)
+
+
+def test_a_caffe_model_is_named(cot, tmp_path):
+    path = tmp_path / "sknet50.caffemodel"
+    path.write_bytes(b"\n\x07SKNet50")
+    with pytest.raises(ValueError, match=r"sknet50.caffemodel is a Caffe model, .* LAYER.weight"):
+        load_published(cot, path)
+
+
 def test_old_torch_format(cot, state, tmp_path):
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     load_published(cot, tmp_path / "old.pth")

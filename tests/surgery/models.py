@@ -8,11 +8,11 @@ from visgraft.blocks import BlockInfo
 
 
 def alive(model):
-    """Gives all vectors and running statistics random values, so that no branch is worth zero."""
+    """Gives numbers, vectors and running statistics random values: no branch is worth zero."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.is_floating_point() and tensor.ndim == 1:
+            if tensor.is_floating_point() and tensor.numel() == max(tensor.shape, default=1):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
     return model.eval()
 

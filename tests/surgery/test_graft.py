@@ -147,9 +147,32 @@ def test_aliases_preset_the_options_of_a_transplant(toy_blocks):
 def test_a_transplant_says_what_it_cannot_hold(toy_blocks):
     net = sequence(nn.Conv2d(32, 32, 5, padding=2), nn.ReLU())
     with pytest.raises(ValueError, match=r"1 \(Transplant: takes over plain 3 x 3 convolutions\)"):
-        graft(net, "transplant", "1", example=SHAPE)
+        graft(net, "transplant", "1", how="replace", example=SHAPE)
     with pytest.raises(ValueError, match=r"2 \(transplant takes over convolutions, not ReLU\)"):
         graft(net, "transplant", "2", how="replace", example=SHAPE)
+
+
+def test_a_block_that_cannot_hold_the_layer_goes_beside_it_with_its_kernel():
+    layer = nn.Conv2d(
+        32, 64, 5, 2, padding=4, dilation=2, groups=4, padding_mode="reflect", bias=False
+    )
+    net = sequence(layer).eval()
+    before = net(X)
+    done = graft(net, "deform_conv", "1", example=SHAPE)
+    assert done.rows[0].how == "parallel"
+    assert done.rows[0].notes[0].startswith("beside the layer, which stays: outside the map the bl")
+    assert done.rows[0].notes[1:] == ("stride 2",)
+    block = net[1].graft.block
+    assert (block.groups, block.weight.shape) == (4, layer.weight.shape)
+    assert block.geometry == ((5, 5), (2, 2), (4, 4), (2, 2))
+    assert torch.equal(net(X), before)
+    assert done.plan["sites"][0]["how"] == "parallel"
+    done.undo()
+    own = graft(net, "deform_conv", "1", example=SHAPE, groups=1, kernel_size=3, dilation=1)
+    assert net[1].graft.block.weight.shape == (64, 32, 3, 3)
+    own.undo()
+    with pytest.raises(ValueError, match=r"1 \(DeformConv.from_conv: outside the map the block re"):
+        graft(net, "deform_conv", "1", how="replace", example=SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -188,24 +211,44 @@ def test_a_layer_that_pads_by_the_size_of_the_map_gets_pooling(toy_blocks):
 def test_a_mixer_with_stride_and_out_channels_gets_both(toy_blocks):
     net = sequence(models.conv(32, 32, stride=2), models.conv(32, 64, stride=2))
     done = graft(net, "cot", "1", example=SHAPE)
-    assert done.rows[0].notes == ("beside the layer, which stays", "stride 2")
+    assert done.rows[0].notes == (
+        "beside the layer, which stays",
+        "stride 2 by the block's 3 x 3 average pooling",
+    )
     wide = graft(net, "transplant", "2", how="parallel", example=SHAPE)
     assert wide.rows[0].notes == ("stride 2",)
     assert net[2].graft.block.out_channels == 64
 
 
-def test_channels_that_change_are_a_misfit_of_a_block_that_keeps_them():
+def test_a_replacement_must_keep_or_offer_the_channels():
     net = sequence(models.conv(32, 64), models.conv(64, 64))
     with pytest.raises(
         ValueError,
         match=r"graft: cot does not fit at 2 of 3 sites: 0 \(cot keeps the number of channels, the "
-        r"layer changes it from 3 to 32\); 1 \(cot keeps .* from 32 to 64\); strict=False leaves",
+        r"layer changes it from 3 to 32; how='parallel' can\); 1 \(cot keeps .* from 32 to 64; how=",
     ):
-        graft(net, "cot", "conv3x3", example=SHAPE)
-    done = graft(net, "cot", "conv3x3", example=SHAPE, strict=False)
+        graft(net, "cot", "conv3x3", start="paper", example=SHAPE)
+    done = graft(net, "cot", "conv3x3", start="paper", example=SHAPE, strict=False)
     assert [site.path for site in done.sites] == ["2"]
     assert [path for path, _ in done.skipped] == ["0", "1"]
     assert "skipped 0: cot keeps the number of channels" in done.table()
+
+
+def test_beside_a_layer_that_changes_the_channels_a_block_is_followed_by_a_projection():
+    net = sequence(models.conv(32, 64, stride=2), models.conv(64, 64))
+    done = graft(net, "cot", ["1", "2"], example=SHAPE)
+    assert done.max_difference == 0
+    first, second = done.rows
+    assert "then a 1 x 1 convolution from 32 to 64" in first.notes
+    assert not any("1 x 1 convolution" in note for note in second.notes)
+    inside = net[1].graft.block
+    assert [name for name, _ in inside.named_children()] == ["block", "projection"]
+    x = torch.randn(2, 32, 12, 10)
+    with torch.no_grad():
+        net[1].graft.scale.fill_(1.0)
+        plain = nn.functional.conv2d(x, net[1].weight, net[1].bias, 2, 1)
+        expected = plain + inside.projection(inside.block.eval()(x))
+        torch.testing.assert_close(net[1].eval()(x), expected)
 
 
 def test_a_misfit_at_another_size_of_map_is_found_out(toy_blocks):

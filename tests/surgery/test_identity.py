@@ -171,3 +171,30 @@ def test_a_grafted_model_learns():
     ]
     assert "second.graft.scale" in moved
     assert "second.graft.block.reduce.weight" in moved
+
+
+@pytest.mark.parametrize(("block", "stride"), [("deform_conv", 1), ("spd_conv", 2)])
+def test_transplants_differ_by_rounding_in_every_precision_and_layout(block, stride):
+    plain = nn.Sequential(models.conv(3, 32), nn.BatchNorm2d(32), models.conv(32, 16, stride))
+    models.alive(plain)
+    x = images(2, 3, 17, 22)
+    model = copy.deepcopy(plain)
+    done = graft(model, block, "2", example=x)
+    assert done.rows[0].how == "replace"
+
+    def close(a, b, epsilons):
+        assert a.dtype == b.dtype
+        unit = torch.finfo(a.dtype).eps * b.abs().max().item()
+        torch.testing.assert_close(a, b, rtol=0, atol=epsilons * unit)
+
+    with torch.no_grad():
+        close(model(x), plain(x), 16)
+        with torch.autocast("cpu", torch.bfloat16):
+            close(model(x), plain(x), 2)
+        last = x.to(memory_format=torch.channels_last)
+        close(model.to(memory_format=torch.channels_last)(last), plain(last), 16)
+        close(model.double()(x.double()), plain.double()(x.double()), 16)
+        close(model.bfloat16()(x.bfloat16()), plain.bfloat16()(x.bfloat16()), 2)
+        model.float(), plain.float()
+        done.parameters()[0].add_(0.5)  # the comparison can tell other weights
+        assert done.max_difference > 1e-2

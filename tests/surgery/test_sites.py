@@ -261,3 +261,27 @@ def test_says_that_it_cannot_copy():
         ValueError, match=r"find_sites: Sequential cannot be copied by copy\.deepcopy"
     ):
         find_sites(model)
+
+
+class HandsOnItsParameter(nn.Module):
+    """Gives a parameter from module to module, as class tokens are."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 3, 1, 1))
+        self.join = Join()
+        self.conv = models.conv(3, 8)
+
+    def forward(self, x):
+        return self.conv(self.join(x, self.token.expand(x.shape[0], -1, -1, -1)))
+
+
+class Join(nn.Module):
+    def forward(self, x, token):
+        return x + token
+
+
+def test_a_parameter_that_is_handed_on():
+    model = HandsOnItsParameter()
+    assert [site.path for site in find_sites(model, (2, 3, 16, 16))] == ["conv"]
+    assert model.token.requires_grad

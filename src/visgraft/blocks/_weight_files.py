@@ -13,6 +13,7 @@ import torch
 __all__ = ["read_weights"]
 
 _ZIP, _PICKLE = b"PK", b"\x80"  # how the two formats of torch.save begin
+_LENGTH = 8  # bytes; a safetensors file has the length of its header there, and then JSON
 
 
 def read_weights(path: str | PathLike[str]) -> Mapping[str, Any]:
@@ -28,10 +29,17 @@ def read_weights(path: str | PathLike[str]) -> Mapping[str, Any]:
         raise ValueError(f"load_published: expected a path or a state dict, got {kind}") from None
     try:
         with path.open("rb") as file:
-            start = file.read(2)
+            start = file.read(_LENGTH + 1)
     except OSError as error:
         raise ValueError(f"load_published: cannot read {path}: {error.strerror}") from error
-    content = _read_torch(path) if start == _ZIP or start[:1] == _PICKLE else _read_safe(path)
+    if path.suffix == ".caffemodel":
+        raise ValueError(
+            f"load_published: {path} is a Caffe model, which visgraft does not read; save its blobs "
+            "with Caffe as safetensors, named LAYER.weight, LAYER.bias, LAYER.running_mean and "
+            "LAYER.running_var"
+        )
+    is_torch = start.startswith((_ZIP, _PICKLE)) and start[_LENGTH:] != b"{"
+    content = _read_torch(path) if is_torch else _read_safe(path)
     if not isinstance(content, Mapping):
         kind = type(content).__name__
         raise ValueError(f"load_published: {path} holds a {kind}, not a state dict")

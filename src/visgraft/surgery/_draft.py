@@ -20,6 +20,7 @@ How = Literal["replace", "after", "parallel"]
 Start = Literal["identity", "paper"]
 BlockMaker = Callable[[Site], nn.Module | None]
 Pool = tuple[int, int, int]  # kernel_size, stride, padding
+OF_CONV = ("kernel_size", "dilation", "groups")  # what a block beside a convolution has from it
 
 
 class MisfitError(Exception):
@@ -107,19 +108,18 @@ def draft(site: Site, layer: nn.Module, order: Order) -> Draft | None:
 def _from_catalogue(site: Site, layer: nn.Module, info: BlockInfo, order: Order) -> Draft:
     options = dict(order.options)
     wanted = order.how or _default_how(info.role, layer)
-    transplant = getattr(info.cls, "from_conv", None)
-    if wanted == "replace" and order.start == "identity" and transplant is not None:
-        if not isinstance(layer, nn.Conv2d):
-            raise MisfitError(f"{info.name} takes over convolutions, not {type(layer).__name__}")
-        presets = info.aliases.get(str(order.block), {})
-        block = _build(lambda: transplant(layer, **{**presets, **options}))
-        _keep_frozen(layer, block)
-        as_before = layer.state_dict().keys() <= block.state_dict().keys()
-        note = "holds the layer's weights" + ("" if as_before else ", laid out anew")
-        return Draft(block, "replace", scaled=False, notes=(note,))
     how, notes = _settled_how(wanted, order)
-    pool = None
+    if wanted == "replace" and order.start == "identity" and hasattr(info.cls, "from_conv"):
+        try:
+            return _transplanted(layer, info, order)
+        except MisfitError as misfit:
+            if order.how is not None or info.role != "mixer" or not isinstance(layer, nn.Conv2d):
+                raise
+            notes = (f"beside the layer, which stays: {str(misfit).split(': ', 1)[-1]}",)
+            options = {n: getattr(layer, n) for n in OF_CONV if n in info.options} | options
+    pool = projection = None
     if how != "after":
+        projection = _projection(site, info, how)
         options, pool, adapted = _adapted(site, layer, info, options)
         notes = (*notes, *adapted)
     if "feature_size" in info.options and "feature_size" not in options:
@@ -129,11 +129,33 @@ def _from_catalogue(site: Site, layer: nn.Module, info: BlockInfo, order: Order)
         )
     channels = site.out_channels if how == "after" else site.in_channels
     block = _build(lambda: create_block(str(order.block), channels, **options))
+    notes = (*notes, *_stride_note(options, block)) if how != "after" and pool is None else notes
     identity = bool(getattr(block, "starts_as_identity", False))
-    if pool is not None:
-        block = nn.Sequential(OrderedDict(pool=nn.AvgPool2d(*pool), block=block))
+    if projection is not None:
+        notes = (*notes, f"then a 1 x 1 convolution from {site.in_channels} to {site.out_channels}")
+    if pool is not None or projection is not None:
+        before = {} if pool is None else {"pool": nn.AvgPool2d(*pool)}
+        behind = {} if projection is None else {"projection": projection}
+        block = nn.Sequential(OrderedDict(before | {"block": block} | behind))
     scaled = order.start == "identity" and not (how == "after" and identity)
     return Draft(block, how, scaled, pool, notes)
+
+
+def _transplanted(layer: nn.Module, info: BlockInfo, order: Order) -> Draft:
+    """Builds a block that computes what the layer does.
+
+    Raises:
+        MisfitError: It cannot.
+    """
+    if not isinstance(layer, nn.Conv2d):
+        raise MisfitError(f"{info.name} takes over convolutions, not {type(layer).__name__}")
+    options = {**info.aliases.get(str(order.block), {}), **order.options}
+    transplant: Any = info.cls
+    block = _build(lambda: transplant.from_conv(layer, **options))
+    _share_tensors(layer, block)
+    as_before = layer.state_dict().keys() <= block.state_dict().keys()
+    note = "holds the layer's weights" + ("" if as_before else ", laid out anew")
+    return Draft(block, "replace", scaled=False, notes=(note,))
 
 
 def _from_caller(site: Site, layer: nn.Module, block: nn.Module, order: Order) -> Draft:
@@ -165,13 +187,8 @@ def _adapted(
 ) -> tuple[dict[str, Any], Pool | None, tuple[str, ...]]:
     """Returns options and pooling that give the block the layer's channels and stride."""
     options = dict(options)
-    if site.in_channels != site.out_channels and "out_channels" not in options:
-        if "out_channels" not in info.options:
-            raise MisfitError(
-                f"{info.name} keeps the number of channels, the layer changes it from "
-                f"{site.in_channels} to {site.out_channels}"
-            )
-        options["out_channels"] = site.out_channels
+    if site.in_channels != site.out_channels and "out_channels" in info.options:
+        options.setdefault("out_channels", site.out_channels)
     rows, columns = site.stride
     if (rows, columns) == (1, 1) or {"stride", "scale"} & options.keys():
         return options, None, ()
@@ -180,10 +197,39 @@ def _adapted(
     name = next((n for n in ("stride", "scale") if n in info.options), None)
     if name is not None:
         options[name] = rows
-        return options, None, (f"{name} {rows}",)
+        return options, None, ()
     pool = _pool_like(layer, rows)
     size = f"{pool[0]} x {pool[0]}"
     return options, pool, (f"{size} average pooling of stride {rows} before the block",)
+
+
+def _projection(site: Site, info: BlockInfo, how: How) -> nn.Conv2d | None:
+    """Returns what brings the output of a block that keeps its channels to those of the layer.
+
+    Raises:
+        MisfitError: The block is to replace the layer, which is no place for more than the block.
+    """
+    if site.in_channels == site.out_channels or "out_channels" in info.options:
+        return None
+    if how != "parallel":
+        raise MisfitError(
+            f"{info.name} keeps the number of channels, the layer changes it from "
+            f"{site.in_channels} to {site.out_channels}; how='parallel' can"
+        )
+    return nn.Conv2d(site.in_channels, site.out_channels, 1, bias=False)
+
+
+def _stride_note(options: Mapping[str, Any], block: nn.Module) -> tuple[str, ...]:
+    """Says how a block that has a stride, or a scale, of its own shrinks the map."""
+    name = next((n for n in ("stride", "scale") if n in options), None)
+    if name is None:
+        return ()
+    pool = getattr(block, "pool", None)
+    if not isinstance(pool, nn.AvgPool2d):
+        return (f"{name} {options[name]}",)
+    size = pool.kernel_size
+    rows, columns = size if isinstance(size, tuple) else (size, size)
+    return (f"{name} {options[name]} by the block's {rows} x {columns} average pooling",)
 
 
 def _pool_like(layer: nn.Module, stride: int) -> Pool:
@@ -223,9 +269,19 @@ def _build(make: Callable[[], Any]) -> nn.Module:
         raise MisfitError(first_line(error)) from error
 
 
-def _keep_frozen(layer: nn.Module, block: nn.Module) -> None:
-    """Freezes in the block what was frozen in the layer whose tensors it took over."""
-    frozen = {name for name, p in layer.named_parameters() if not p.requires_grad}
-    for name, parameter in block.named_parameters():
-        if name in frozen:
-            parameter.requires_grad_(False)
+def _share_tensors(layer: nn.Module, block: nn.Module) -> None:
+    """Lets a block hold the very parameters that it took over, where name and values are the same.
+
+    Optimisers that hold them, and layers that are tied to them, then go on working. Other
+    parameters are frozen where those of the same name were.
+    """
+    own = dict(block.named_parameters(recurse=False))
+    for name, parameter in layer.named_parameters(recurse=False):
+        copied = own.get(name)
+        if copied is None:
+            continue
+        alike = copied.shape == parameter.shape and copied.dtype == parameter.dtype
+        if alike and (parameter.is_meta or torch.equal(copied, parameter)):
+            block.register_parameter(name, parameter)
+        elif not parameter.requires_grad:
+            copied.requires_grad_(False)

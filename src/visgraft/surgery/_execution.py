@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from visgraft._shapes import Example
 from visgraft.surgery._draft import MisfitError, Order
 from visgraft.surgery._fit import Fitted, fit
+from visgraft.surgery._graftable import warn_if_rebuilt
 from visgraft.surgery._operations import Insertion, Operation, Replacement
 from visgraft.surgery._trace import Trace, trace
 from visgraft.surgery.holders import After, Parallel
@@ -83,6 +84,7 @@ def carry_out(
         params=(parameters, _count(model)),
         macs=(found.run.macs, after.macs),
     )
+    warn_if_rebuilt(owner, model)
     return Outcome(order, found.run.example, fitted, operations, rows, skipped, totals)
 
 
@@ -145,12 +147,12 @@ def _by_reason(misfits: Sequence[tuple[str, str]]) -> str:
 def _operation(model: nn.Module, fitted: Fitted) -> Operation:
     block = fitted.draft.block
     if fitted.draft.how == "replace":
-        return Replacement(model, fitted.layer, block)
+        return Replacement(model, fitted.layer, block, fitted.units)
     kind = After if fitted.draft.how == "after" else Parallel
     device, dtype = fitted.like
     channels = fitted.site.out_channels if fitted.draft.scaled else None
     holder = kind(block, channels, device=device, dtype=dtype)
-    return Insertion(fitted.layer, fitted.home, holder.train(block.training))
+    return Insertion(fitted.layer, fitted.home, holder.train(block.training), fitted.units)
 
 
 def _verified(

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.flop_counter import FlopCounterMode
 
 from visgraft._shapes import fake_copy, fake_mode, first_line, like_of, shapes_only
+from visgraft.surgery._apart import units_around
 from visgraft.surgery._draft import Draft, MisfitError, Order, draft
 from visgraft.surgery.holders import Holder
 from visgraft.surgery.sites import CONTAINERS, Site, Survey
@@ -18,6 +20,12 @@ __all__ = ["Fitted", "fit"]
 
 Like = tuple[torch.device, torch.dtype]
 Shape = tuple[int, ...]
+STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Fitted:
         layer: The module that is replaced, or gets the hook.
         home: The module that gets the block as a child.
         like: Device and dtype of the layer, or of what is around it.
+        units: What holds the layer and must not be folded any more.
         macs: Of the block, summed over the calls of the layer.
         notes: What the report should say.
     """
@@ -39,6 +48,7 @@ class Fitted:
     layer: nn.Module
     home: nn.Module
     like: Like
+    units: list[nn.Module]
     macs: int
     notes: tuple[str, ...]
 
@@ -56,6 +66,8 @@ def fit(survey: Survey, site: Site, order: Order) -> Fitted | None:
     home = layer
     if made.how == "replace":
         _check_replaceable(layer)
+        if order.start == "identity":
+            _check_ties(survey, layer, made.block)
     else:
         home = _home(layer)
         if made.how == "after" and _gives_the_output_of(survey, home, layer):
@@ -73,7 +85,12 @@ def fit(survey: Survey, site: Site, order: Order) -> Fitted | None:
     notes = made.notes
     if frozen and all(frozen):
         notes = (*notes, "the layer is frozen, the new tensors are not")
-    return Fitted(site, replace(made, block=block), layer, home, like, macs, notes)
+    names = survey.run.names[layer]
+    units = units_around(survey.run.modules, (site.path, *names))
+    if units:
+        held = ", ".join(survey.run.names[unit][0] for unit in units)
+        notes = (*notes, f"{held} will not be fused")
+    return Fitted(site, replace(made, block=block), layer, home, like, units, macs, notes)
 
 
 def _home(layer: nn.Module) -> nn.Module:
@@ -112,6 +129,21 @@ def _check_replaceable(layer: nn.Module) -> None:
         raise MisfitError("holds a graft, which would go with it; undo that one first")
     if any(type(hook).__module__.startswith("torch.nn.utils") for hook in _hooks(layer)):
         raise MisfitError("a hook makes its weight (weight norm, pruning); remove that first")
+    if any(is_parametrized(module) for module in layer.modules()):
+        raise MisfitError("its weight is parametrized; remove that first, or use how='parallel'")
+    if any(vars(layer)[name] for name in STATE_HOOKS):
+        raise MisfitError("has hooks on its state dict, which would go; use how='parallel'")
+
+
+def _check_ties(survey: Survey, layer: nn.Module, block: nn.Module) -> None:
+    """Raises MisfitError if a block has a copy of what another layer shares with ``layer``."""
+    copied = set(layer.parameters()).difference(block.parameters())
+    for path, module in survey.run.modules.items():
+        if module is not layer and not copied.isdisjoint(module.parameters(recurse=False)):
+            raise MisfitError(
+                f"shares a tensor with {path or 'the model'}, which the block would not; use "
+                "how='parallel'"
+            )
 
 
 def _outwards(survey: Survey, path: str) -> Iterator[nn.Module]:
@@ -140,6 +172,8 @@ def _checked_macs(survey: Survey, site: Site, made: Draft, like: Like) -> int:
         given = call.output if made.how == "after" else call.input
         if given is None or call.output is None or len(given.shape) != 4:
             raise MisfitError("some call of it is not on a map (B, C, H, W), which a block needs")
+        if made.how != "after" and call.by_keyword:
+            raise MisfitError("is called with its input by name, which a block is not")
         pairs.append((given.shape, call.output.shape))
     mode = fake_mode()
     block = fake_copy(made.block, mode)

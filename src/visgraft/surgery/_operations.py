@@ -1,13 +1,14 @@
 """The two changes that surgery makes to a model, each of which can be taken back."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from visgraft.surgery._apart import keep_apart, rejoin
 from visgraft.surgery.holders import Holder
 
 __all__ = ["Insertion", "Operation", "Replacement"]
@@ -22,12 +23,21 @@ HOOKS = (
     "_backward_pre_hooks",
     "_is_full_backward_hook",
 )
+NUMBERING = ("i", "f", "type", "np")  # what ultralytics notes on the rows of a network
+GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
 
 
 class Insertion:
-    """A holder that becomes a child of ``home`` and a hook of ``layer``."""
+    """A holder that becomes a child of ``home`` and a hook of ``layer``; ``units`` hold these."""
 
-    def __init__(self, layer: nn.Module, home: nn.Module, holder: Holder) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        home: nn.Module,
+        holder: Holder,
+        units: Sequence[nn.Module] = (),
+    ) -> None:
+        self.units = units
         self.layer = layer
         self.home = home
         self.holder = holder
@@ -36,6 +46,8 @@ class Insertion:
 
     def apply(self) -> None:
         """Makes the change."""
+        for unit in self.units:
+            keep_apart(unit)
         count = 1
         while hasattr(self.home, self.name):
             count += 1
@@ -49,6 +61,8 @@ class Insertion:
         if self.handle is not None:
             self.handle.remove()
         delattr(self.home, self.name)
+        for unit in self.units:
+            rejoin(unit)
 
     @property
     def new(self) -> nn.Module:
@@ -59,6 +73,10 @@ class Insertion:
         """Says why the change cannot be taken back, or returns None."""
         there = getattr(self.home, self.name, None) is self.holder
         return None if there else f"the module {self.name!r} is no longer where it was put"
+
+    def removed_parameters(self) -> dict[str, nn.Parameter]:
+        """Returns the parameters of what the change takes out: none."""
+        return {}
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -77,7 +95,13 @@ class Replacement:
     them where they are.
     """
 
-    def __init__(self, model: nn.Module, layer: nn.Module, block: nn.Module) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: nn.Module,
+        block: nn.Module,
+        units: Sequence[nn.Module] = (),
+    ) -> None:
         if any(block.__dict__[name] for name in HOOKS):  # these stay with the block
             block = nn.Sequential(OrderedDict(block=block)).train(block.training)
         self.places = [
@@ -86,8 +110,10 @@ class Replacement:
             for name, child in parent._modules.items()
             if child is layer
         ]
+        self.units = units
         self.layer = layer
         self.block = block
+        _take_numbers(layer, block)
         self.own_hooks: dict[str, Any] = {name: block.__dict__[name] for name in HOOKS}
         self.takes_hooks = all(module is not layer for module in block.modules())
 
@@ -96,9 +122,13 @@ class Replacement:
         if self.takes_hooks:
             self.block.__dict__.update({name: self.layer.__dict__[name] for name in HOOKS})
         self._put(self.block)
+        for unit in self.units:
+            keep_apart(unit)
 
     def revert(self) -> None:
         """Takes the change back."""
+        for unit in self.units:
+            rejoin(unit)
         self._put(self.layer)
         self.block.__dict__.update(self.own_hooks)
 
@@ -115,6 +145,10 @@ class Replacement:
             return "a layer it put in has been grafted since; undo the later graft first"
         return None
 
+    def removed_parameters(self) -> dict[str, nn.Parameter]:
+        """Returns the parameters of the layer, some of which the block may hold."""
+        return dict(self.layer.named_parameters())
+
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Lets the model compute without the change."""
@@ -127,6 +161,15 @@ class Replacement:
     def _put(self, module: nn.Module) -> None:
         for parent, name in self.places:
             parent._modules[name] = module
+
+
+def _take_numbers(layer: nn.Module, block: nn.Module) -> None:
+    """Gives a block what the rest of the model reads from the layer besides its output."""
+    if all(name in vars(layer) for name in NUMBERING):
+        block.__dict__.update({name: vars(layer)[name] for name in NUMBERING})
+    for name in GEOMETRY:
+        if isinstance(layer, nn.Conv2d) and not hasattr(block, name):
+            setattr(block, name, getattr(layer, name))
 
 
 Operation = Insertion | Replacement

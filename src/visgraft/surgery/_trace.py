@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -52,10 +53,11 @@ class Call:
         start: Time of entry.
         end: Time of return.
         parent: The call it was made from.
-        input: Its first argument, when that is a tensor made in the run.
+        input: Its first argument, by place or by name, when that is a tensor made in the run.
         output: What it returned, when that is a tensor made in the run.
         opaque: Whether the module is part of a block that was grafted or is in the catalogue.
         macs: Multiply-accumulate operations in the course of the call.
+        by_keyword: Whether the first argument was given by its name.
     """
 
     path: str
@@ -66,6 +68,7 @@ class Call:
     output: Value | None = None
     end: int = -1
     macs: int = 0
+    by_keyword: bool = False
 
     def encloses(self, other: "Call") -> bool:
         """Whether ``other`` was made in the course of this call."""
@@ -149,6 +152,11 @@ def _default_examples(model: nn.Module) -> list[Example]:
     if channels is None:
         return []
     shapes = [(1, channels, 224, 224)]
+    side = getattr(getattr(model, "config", None), "image_size", None)  # as transformers has it
+    if isinstance(side, int):
+        shapes.insert(0, (1, channels, side, side))
+    elif isinstance(side, (tuple, list)) and len(side) == 2:
+        shapes.insert(0, (1, channels, *side))
     for name in ("default_cfg", "pretrained_cfg"):
         config = getattr(model, name, None)
         size = config.get("input_size") if isinstance(config, Mapping) else None
@@ -237,10 +245,10 @@ class _Recorder(TorchDispatchMode):
         is_holder = isinstance(module, Holder)
         flops: list[int] = []
 
-        def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             parent = self.stack[-1] if self.stack else None
-            call = Call(path, self.tick(), parent, opaque)
-            call.input = self.value_of(args[0]) if args else None
+            call = Call(path, self.tick(), parent, opaque, by_keyword=not args)
+            call.input = self.value_of(next(chain(args, kwargs.values()), None))
             self.stack.append(call)
             self.holders += is_holder
             flops.append(self.flops.get_total_flops())
@@ -255,7 +263,7 @@ class _Recorder(TorchDispatchMode):
             call.macs = (self.flops.get_total_flops() - flops.pop()) // 2
             self.run.calls.setdefault(path, []).append(call)
 
-        module.register_forward_pre_hook(enter)
+        module.register_forward_pre_hook(enter, with_kwargs=True)
         module.register_forward_hook(leave)
 
     def tick(self) -> int:

@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from visgraft.surgery._difference import max_difference
 from visgraft.surgery._draft import BlockMaker, How, Order, Start, check_order
@@ -58,6 +59,11 @@ class Graft:
         return write_plan(self._outcome)
 
     @property
+    def is_undone(self) -> bool:
+        """Whether the blocks were taken out again."""
+        return self._is_undone
+
+    @property
     def max_difference(self) -> float:
         """Largest absolute difference between the model's outputs with and without the graft, now.
 
@@ -70,13 +76,53 @@ class Graft:
         return max_difference(self.model, self._outcome.example, self.disabled)
 
     def parameters(self) -> list[nn.Parameter]:
-        """Returns the new parameters, which an optimiser that exists already has to be given."""
-        found = {p: None for op in self._outcome.operations for p in op.new.parameters()}
-        return list(found)
+        """Returns the new parameters; those that a block took over from its layer are not new."""
+        operations = self._outcome.operations
+        found = {p: None for op in operations for p in op.new.parameters()}
+        old = {p for op in operations for p in op.removed_parameters().values()}
+        return [p for p in found if p not in old]
+
+    def add_to(self, optimizer: Optimizer, **group: Any) -> None:
+        """Gives the new parameters to an optimizer that exists already, as a group of their own.
+
+        A learning rate schedule that exists already does not know the group: make it anew.
+
+        Args:
+            optimizer: Of the model as it was before the graft.
+            **group: Settings of the group, such as ``lr``; by default those of the optimizer.
+
+        Raises:
+            ValueError: The optimizer has the new parameters already, or has parameters of layers
+                that the graft took out of the model; it is then as it was.
+
+        Example:
+            >>> net = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU())
+            >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+            >>> graft(net, "cot", "0", how="after", example=(1, 3, 8, 8)).add_to(optimizer, lr=0.5)
+            >>> [group["lr"] for group in optimizer.param_groups]
+            [0.1, 0.5]
+        """
+        self._check_in_place("add_to")
+        held = {p for known in optimizer.param_groups for p in known["params"]}
+        new = self.parameters()
+        if not held.isdisjoint(new):
+            raise ValueError(
+                f"Graft.add_to: the optimizer has {len(held.intersection(new))} of the {len(new)} "
+                "new parameters already; add a graft once, or make the optimizer after it"
+            )
+        gone = self._gone()
+        stale = [name for name, parameter in gone.items() if parameter in held]
+        if stale:
+            more = f" and {len(stale) - 3} more" if len(stale) > 3 else ""
+            raise ValueError(
+                f"Graft.add_to: the optimizer has parameters of layers that the graft took out "
+                f"({', '.join(stale[:3])}{more}); make it anew from the model's parameters"
+            )
+        optimizer.add_param_group({"params": new, **group})
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Lets the model compute without the graft for a while."""
+        """Lets the model compute without the graft for a while, with the weights of now."""
         self._check_in_place("disabled")
         with ExitStack() as stack:
             for operation in self._outcome.operations:
@@ -86,8 +132,8 @@ class Graft:
     def undo(self) -> None:
         """Takes the blocks out; the model is built as before, down to its hooks.
 
-        Tensors that were trained since keep their values; a layer that was replaced comes back
-        with those it had.
+        Tensors that were trained since keep their values, also those that a block took over from
+        its layer; a layer that was replaced comes back with those it had.
 
         Raises:
             ValueError: The graft was undone before, or a later graft stands on it.
@@ -108,12 +154,26 @@ class Graft:
     def __str__(self) -> str:
         has_values = not any(p.is_meta for p in self.model.parameters())
         difference = self.max_difference if has_values and not self._is_undone else None
-        return f"{self.table()}\n{summary_line(self.totals, difference)}"
+        text = f"{self.table()}\n{summary_line(self.totals, difference)}"
+        gone = 0 if self._is_undone else len(self._gone())
+        if not gone:
+            return text
+        return f"{text}\n{gone} parameters left the model: make its optimizers anew"
 
     def __repr__(self) -> str:
         sites = f"{len(self.sites)} site{'s' if len(self.sites) > 1 else ''}"
         state = ", undone" if self._is_undone else ""
         return f"<Graft of {self._outcome.order.block!r} at {sites}{state}>"
+
+    def _gone(self) -> dict[str, nn.Parameter]:
+        """Returns the parameters of replaced layers that the model has no longer, by name."""
+        current = set(self.model.parameters())
+        return {
+            f"{row.site.path}.{name}": parameter
+            for row, operation in zip(self._outcome.rows, self._outcome.operations, strict=True)
+            for name, parameter in operation.removed_parameters().items()
+            if parameter not in current
+        }
 
     def _check_in_place(self, what: str) -> None:
         if self._is_undone:
@@ -136,8 +196,9 @@ def graft(
     The model keeps every tensor under its name, and each layer its class, place and hooks: the
     block becomes a child of the layer (``<path>.graft``) and works through a hook. Only
     ``how="replace"`` under ``start="paper"`` takes layers out. Everything is checked on shapes
-    before anything changes; after an error the model is as it was. Build optimisers afterwards, or
-    give an existing one :meth:`Graft.parameters`; graft before ``torch.compile`` and DDP.
+    before anything changes; after an error the model is as it was. Make optimizers afterwards, or
+    give the new parameters to one that exists by :meth:`Graft.add_to`; graft before
+    ``torch.compile`` and DDP.
 
     Args:
         model: Any module that works on images or feature maps.

@@ -112,7 +112,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise CheckpointError(f"checkpoint {path}: cannot be read ({error.strerror})") from error
+        reason = error.strerror or error
+        raise CheckpointError(f"checkpoint {path}: cannot be read ({reason})") from error
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if asked is None:
