@@ -55,16 +55,16 @@ class ImageFiles:
         return ImageFiles(self.root, [self.names[index] for index in indices])
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
+def read_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image.Image:
     """Returns the image as a viewer shows it, in RGB with 8 bits.
 
-    The EXIF orientation is applied, transparency is put on white, CMYK and palettes are converted,
-    16 bits are cut to 8, and of several frames the first is taken.
+    The EXIF orientation is applied (unless ``upright`` is false), transparency is put on white,
+    CMYK and palettes are converted, 16 bits are cut to 8, and of several frames the first is taken.
     """
     with open(path, "rb") as file:
         image = Image.open(file, formats=_formats())
         image.load()
-        return _to_rgb(_upright(image))
+        return _to_rgb(_upright(image) if upright else image)
 
 
 def probe_image(path: str | os.PathLike[str]) -> tuple[int, int]:
