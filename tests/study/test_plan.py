@@ -1,8 +1,9 @@
 import pytest
 import yaml
 
+from visgraft.study.changes import changes
 from visgraft.study.errors import StudyError
-from visgraft.study.plan import changes, list_studies, load_study, trials
+from visgraft.study.plan import list_studies, load_study, trials
 
 RECIPE = {"data": "fashion_mini", "model": "resnet10_small"}
 COT = {"block": "cot", "at": "stage4/conv3x3"}

@@ -1,4 +1,4 @@
-"""`visgraft study`: run, report, demo."""
+"""`visgraft study`: run, report, plan, demo."""
 
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
@@ -36,6 +36,29 @@ def add_command(commands: _SubParsersAction) -> None:
     )
     report.add_argument("folder", metavar="DIR", help="the folder of the study")
     report.set_defaults(run=_report, parser=report)
+
+    plan = actions.add_parser(
+        "plan",
+        help="how many seeds are needed to see a difference",
+        description="Says beforehand how many seeds show a true difference between a variant and "
+        "the baseline, by the rule of the verdict: two-sided paired t-test, Holm's correction.",
+        epilog="example: visgraft study plan --difference 0.5 --spread 0.4 --variants 3",
+    )
+    plan.add_argument(
+        "--difference", type=float, required=True, help="what is to be seen, such as 0.5 points"
+    )
+    source = plan.add_mutually_exclusive_group(required=True)
+    source.add_argument("--pilot", metavar="DIR", help="a study that has run with a few seeds")
+    source.add_argument(
+        "--spread", type=float, help="standard deviation of the paired differences over seeds"
+    )
+    plan.add_argument(
+        "--variants", type=int, help="variants of the study (default: the pilot's, or 1)"
+    )
+    plan.add_argument(
+        "--power", type=float, default=0.8, help="probability to see it (default: 0.8)"
+    )
+    plan.set_defaults(run=_plan, parser=plan)
 
     demo = actions.add_parser(
         "demo",
@@ -77,6 +100,27 @@ def _run(args: Namespace) -> int:
 
 def _report(args: Namespace) -> None:
     _print_report(Path(args.folder))
+
+
+def _plan(args: Namespace) -> None:
+    from visgraft.cli._table import format_table
+    from visgraft.study.planning import in_words, plan_seeds
+
+    plans = plan_seeds(
+        args.difference,
+        spread=args.spread,
+        pilot=args.pilot,
+        variants=args.variants,
+        power=args.power,
+    )
+    if args.pilot is not None:
+        header = ("variant", "pairs", "spread", "seeds", "spread at most", "seeds at most")
+        rows = [
+            (p.variant, p.pairs, f"{p.spread:.3f}", p.seeds, f"{p.spread_high:.3f}", p.seeds_high)
+            for p in plans
+        ]
+        print(format_table(header, rows), end="\n\n")
+    print(in_words(plans, args.difference, args.power))
 
 
 def _print_report(folder: Path) -> None:

@@ -7,13 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from visgraft.study.control import Control
     from visgraft.study.errors import StudyError
     from visgraft.study.execution import StudyInterrupted, StudyResult, run_study
     from visgraft.study.plan import Study, TrialSpec, Variant, list_studies, load_study, trials
+    from visgraft.study.planning import SeedPlan, plan_seeds
     from visgraft.study.reporting import report, study_data, terminal_table
     from visgraft.study.store import Store, TrialRecord
 
 __all__ = [
+    "Control",
+    "SeedPlan",
     "Store",
     "Study",
     "StudyError",
@@ -24,6 +28,7 @@ __all__ = [
     "Variant",
     "list_studies",
     "load_study",
+    "plan_seeds",
     "report",
     "run_study",
     "study_data",
@@ -32,9 +37,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "control": ("Control",),
     "errors": ("StudyError",),
     "execution": ("StudyInterrupted", "StudyResult", "run_study"),
     "plan": ("Study", "TrialSpec", "Variant", "list_studies", "load_study", "trials"),
+    "planning": ("SeedPlan", "plan_seeds"),
     "reporting": ("report", "study_data", "terminal_table"),
     "store": ("Store", "TrialRecord"),
 }

@@ -13,6 +13,7 @@ from visgraft.study.environment import available_cores, describe_environment
 from visgraft.study.errors import StudyError
 from visgraft.study.facts import open_images
 from visgraft.study.local import LocalExecutor
+from visgraft.study.matching import find_widths
 from visgraft.study.plan import Study, load_study, trials
 from visgraft.study.preflight import preflight
 from visgraft.study.progress import StudyProgress
@@ -103,7 +104,11 @@ def run_study(
     if all(trial.status == "finished" for trial in store.trials()):
         return StudyResult(folder, store.trials())
     try:
-        preflight(study, open_images(store, study.recipe, progress=progress))
+        data = open_images(store, study.recipe, progress=progress)
+        if any(control.is_open for control in store.study.controls.values()):
+            store = Store.prepare(folder, find_widths(store.study, data))
+        study = store.study
+        preflight(study, data)
         threads, lanes = _shares(store, study, workers, threads)
         _warn_of_another_environment(store)
         with StudyProgress(store, lanes, threads, enabled=progress) as display:

@@ -20,10 +20,11 @@ from pydantic import (
     model_validator,
 )
 
+from visgraft.study.control import Control, can_be_frozen, expand
 from visgraft.study.errors import StudyError
 from visgraft.tasks.errors import RecipeError
 from visgraft.tasks.legal_names import check_model, nearest
-from visgraft.tasks.recipe import GraftSpec, Recipe, differing_fields, load_recipe
+from visgraft.tasks.recipe import GraftSpec, Recipe, load_recipe
 from visgraft.tasks.validation import Checked, sentences
 from visgraft.tasks.yaml_mapping import parse_yaml, read_yaml_mapping
 
@@ -31,7 +32,6 @@ __all__ = [
     "Study",
     "TrialSpec",
     "Variant",
-    "changes",
     "list_studies",
     "load_study",
     "trials",
@@ -111,6 +111,7 @@ class Study(Checked):
             fields in which ``base`` may name one. ``data``, ``model`` and ``model_args`` may also
             stand at the top of the study.
         variants: What each changes in the network, by name.
+        controls: Networks that a variant must beat besides the baseline, by name.
         baseline: Name of the trials without any change.
         seeds: The seeds, or how many: ``3`` means 0, 1, 2.
         metric: The metric that decides, of the last epoch, on the validation images.
@@ -119,6 +120,7 @@ class Study(Checked):
     name: Annotated[str, Field(min_length=1)] = "study"
     recipe: Annotated[Recipe, BeforeValidator(_as_recipe)]
     variants: dict[str, Variant]
+    controls: dict[str, Control] = Field(default_factory=dict)
     baseline: Annotated[str, Field(validate_default=True)] = "baseline"
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0, lt=2**32, strict=True)], ...],
@@ -160,11 +162,43 @@ class Study(Checked):
             raise ValueError(f"{' and '.join(twice)} differ only in capitals; rename one")
         return variants
 
+    @field_validator("controls", mode="before")
+    @classmethod
+    def _expand_controls(cls, controls: Any, info: ValidationInfo) -> Any:
+        return expand(controls, info.data["variants"]) if "variants" in info.data else {}
+
+    @field_validator("controls")
+    @classmethod
+    def _controls_fit(cls, controls: dict[str, Control], info: ValidationInfo) -> Any:
+        variants: dict[str, Variant] = info.data.get("variants", {})
+        taken = {name.lower() for name in variants}
+        for name, control in controls.items():
+            _check_name(name)
+            if name.lower() in taken:
+                raise ValueError(f"the name {name!r} is taken; choose another one")
+            taken.add(name.lower())
+            if control.of not in variants:
+                hint = nearest(control.of, variants)
+                raise ValueError(f"{name}: there is no variant {control.of!r}{hint}")
+            if control.kind == "identity" and not can_be_frozen(variants[control.of]):
+                raise ValueError(
+                    f"{name}: {control.of} is not the base network with grafts, so there is no "
+                    "identity control of it"
+                )
+            recipe = info.data.get("recipe")
+            if control.kind == "widened" and recipe and (recipe.pretrained or recipe.checkpoint):
+                raise ValueError(
+                    f"{name}: the recipe starts from trained weights, which a wider network cannot "
+                    "take; leave the control out, or train from random weights"
+                )
+        return controls
+
     @field_validator("baseline")
     @classmethod
     def _baseline_is_no_variant(cls, baseline: str, info: ValidationInfo) -> str:
         _check_name(baseline)
-        if baseline.lower() in (name.lower() for name in info.data.get("variants", ())):
+        others = (*info.data.get("variants", ()), *info.data.get("controls", ()))
+        if baseline.lower() in (name.lower() for name in others):
             raise ValueError(
                 f"there is a variant {baseline!r}; the trials without grafts have this name, "
                 "rename the variant or set baseline"
@@ -197,9 +231,10 @@ class TrialSpec:
 def trials(study: Study) -> list[TrialSpec]:
     """Returns the training runs of a study, in the order in which they are taken up.
 
-    All variants of a seed come before the next seed, so that early results are already paired.
+    All networks of a seed come before the next seed, so that early results are already paired.
     """
     variants = {study.baseline: Variant(grafts=())} | study.variants
+    variants |= {name: _network(study, control) for name, control in study.controls.items()}
     specs = []
     for seed in study.seeds:
         for name, variant in variants.items():
@@ -211,6 +246,15 @@ def trials(study: Study) -> list[TrialSpec]:
             recipe = study.recipe.model_copy(update={**network, "seed": seed})
             specs.append(TrialSpec(name, seed, recipe))
     return specs
+
+
+def _network(study: Study, control: Control) -> Variant:
+    """Returns what a control changes; nothing as long as its width is open."""
+    if control.kind == "widened":
+        return Variant(model_args=control.model_args or {})
+    frozen = {"start": "identity", "learns": False}
+    grafts = study.variants[control.of].grafts
+    return Variant(grafts=tuple(graft.model_copy(update=frozen) for graft in grafts))
 
 
 def list_studies() -> list[str]:
@@ -253,34 +297,6 @@ def load_study(source: str | Path | Mapping[str, Any] | Study, **overrides: Any)
         problems = _problems(error, values)
         count = f"{len(problems)} error{'s' if len(problems) > 1 else ''}"
         raise StudyError("\n  ".join([f"{owner}: {count}", *problems])) from None
-
-
-def changes(old: Study, new: Study) -> list[str]:
-    """Returns what makes the trials of ``old`` useless for ``new``, a phrase each.
-
-    More variants and more seeds do not, nor do the name and the metric.
-    """
-    found = [
-        f"recipe.{field} was {getattr(old.recipe, field)!r} and is {getattr(new.recipe, field)!r}"
-        for field in differing_fields(old.recipe, new.recipe)
-    ]
-    if old.baseline != new.baseline:
-        found.append(f"baseline was {old.baseline!r} and is {new.baseline!r}")
-    for name, variant in old.variants.items():
-        if name not in new.variants:
-            found.append(f"variants.{name} is missing")
-        elif variant != new.variants[name]:
-            found.append(
-                f"variants.{name} was {_short(variant)} and is {_short(new.variants[name])}"
-            )
-    lost = [str(seed) for seed in old.seeds if seed not in new.seeds]
-    if lost:
-        found.append(f"seeds {', '.join(lost)} are missing")
-    return found
-
-
-def _short(variant: Variant) -> str:
-    return str(variant.model_dump(mode="json", exclude_defaults=True))
 
 
 def _is_single_graft(value: Mapping[str, Any]) -> bool:

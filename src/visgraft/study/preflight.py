@@ -2,7 +2,8 @@
 
 from visgraft.data import ImageData
 from visgraft.study.errors import StudyError
-from visgraft.study.facts import gather_facts
+from visgraft.study.facts import TrialFacts, gather_facts
+from visgraft.study.matching import check_match
 from visgraft.study.plan import Study, TrialSpec, trials
 from visgraft.tasks.building import build_model
 
@@ -10,24 +11,30 @@ __all__ = ["preflight"]
 
 
 def preflight(study: Study, data: ImageData) -> None:
-    """Builds the network of each variant as its first trial will.
+    """Builds the network of each variant and control as its first trial will.
 
     Raises:
         StudyError: Some cannot be built; all of them are named, each with its place in the study.
     """
-    baseline, *variants = trials(study)[: len(study.variants) + 1]
-    problems = _problems(baseline, "recipe", data)
+    baseline, *others = trials(study)[: 1 + len(study.variants) + len(study.controls)]
+    facts: dict[str, TrialFacts] = {}
+    problems = _problems(baseline, "recipe", data, facts)
     if not problems:  # else all others would fail for the same reason
-        for spec in variants:
-            problems += _problems(spec, f"variants.{spec.variant}", data)
+        for spec in others:
+            group = "controls" if spec.variant in study.controls else "variants"
+            problems += _problems(spec, f"{group}.{spec.variant}", data, facts)
+        problems += check_match(study, facts)
     if problems:
         count = f"{len(problems)} error{'s' if len(problems) > 1 else ''}"
         raise StudyError("\n  ".join([f"study {study.name}: {count}", *problems]))
 
 
-def _problems(spec: TrialSpec, place: str, data: ImageData) -> list[str]:
+def _problems(
+    spec: TrialSpec, place: str, data: ImageData, facts: dict[str, TrialFacts]
+) -> list[str]:
+    """Returns what is wrong with a network, or notes its facts."""
     try:
-        gather_facts(spec.recipe, data)
+        facts[spec.variant] = gather_facts(spec.recipe, data)
     except (ValueError, KeyError) as error:
         return [f"{place}{_failing_graft(spec, data)}: {error}"]
     return []

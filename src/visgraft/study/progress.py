@@ -104,7 +104,7 @@ class StudyProgress:
     def _table(self, trials: Sequence[TrialRecord]) -> Table:
         metric = self._study.metric
         table = Table("variant", "finished", "now", f"{metric} so far", box=None)
-        for name in (self._study.baseline, *self._study.variants):
+        for name in (self._study.baseline, *self._study.variants, *self._study.controls):
             own = [trial for trial in trials if trial.variant == name]
             finished = [trial for trial in own if trial.status == "finished"]
             failed = sum(trial.status == "failed" for trial in own)

@@ -43,6 +43,7 @@ def check_fairness(data: "StudyData") -> tuple[Check, ...]:
         _seeds_differ(starts, orders),
         _same_budget(data),
         _same_environment(data),
+        *([_same_numbers(data)] if data.frozen else ()),
     )
 
 
@@ -110,6 +111,30 @@ def _same_environment(data: "StudyData") -> Check:
         return Check(name, False, f"Trials ran in {len(others) + 1} environments, by {listed}.")
     rest = f" ({_listed(sorted(differing))} differ)" if differing else ""
     return Check(name, True, f"All trials ran with the same versions and kind of device{rest}.")
+
+
+def _same_numbers(data: "StudyData") -> Check:
+    """Blocks that cannot learn should change nothing; a GPU may add noise of its own."""
+    name = "Identity control"
+    values = data.values
+    gaps = [
+        abs(values[control, seed] - values[data.baseline, seed])
+        for control in data.frozen
+        for seed in data.seeds
+        if (control, seed) in values and (data.baseline, seed) in values
+    ]
+    if not gaps:
+        return Check(name, None, "No identity control has finished together with the baseline.")
+    if max(gaps) == 0:
+        pairs = "pair is" if len(gaps) == 1 else "pairs are"
+        return Check(name, True, f"{len(gaps)} {pairs} equal to the last digit.")
+    return Check(
+        name,
+        None,
+        f"Blocks that cannot learn differ from the baseline by up to {max(gaps):.3g}: so much is "
+        "noise of the device or of the insertion; differences of variants of that size mean "
+        "nothing.",
+    )
 
 
 def _by_seed(digests: Mapping[tuple[str, int], str]) -> dict[int, dict[str, str]]:

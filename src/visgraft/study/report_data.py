@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from visgraft.study.report_checks import Check, check_fairness
-from visgraft.study.statistics import Comparison, compare, headline
+from visgraft.study.statistics import Comparison, compare, compare_each, headline
 
 if TYPE_CHECKING:
+    from visgraft.study.control import Control
     from visgraft.study.plan import Variant
     from visgraft.study.store import Store
 
@@ -78,6 +79,9 @@ class StudyData:
         name: Title.
         baseline: Name of the network without change.
         variants: What each variant changes, in words, by name; without the baseline.
+        controls: The same of each control.
+        matched: The widened controls: name of the variant that each was made as large as.
+        frozen: The identity controls: name of the variant whose blocks they have.
         seeds: All seeds.
         trials: All trials, begun or not.
         metric: The metric that decides.
@@ -104,6 +108,9 @@ class StudyData:
     fingerprint: str | None = None
     study_file: str = ""
     folder: str = "study"
+    controls: Mapping[str, str] = field(default_factory=dict)
+    matched: Mapping[str, str] = field(default_factory=dict)
+    frozen: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def values(self) -> dict[tuple[str, int], float]:
@@ -134,7 +141,9 @@ class Summary:
         data: The facts.
         metric: How to read the metric.
         rows: The baseline, then the variants in the study's order.
-        comparisons: One per variant.
+        comparisons: One per variant, then one per control; the controls are a family of their own
+            in Holm's correction.
+        against: Each variant against its widened control, the control's name first; a third family.
         headline: The outcome in one sentence.
         checks: Whether the comparison was fair.
         counts: Number of trials by status.
@@ -145,6 +154,7 @@ class Summary:
     metric: Metric
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]
+    against: tuple[tuple[str, Comparison], ...]
     headline: str
     checks: tuple[Check, ...]
     counts: Mapping[str, int]
@@ -174,21 +184,19 @@ class Summary:
 def summarise(data: StudyData) -> Summary:
     """Draws the conclusions from the facts."""
     metric = METRICS.get(data.metric, Metric(data.metric))
-    comparisons = compare(
-        list(data.variants),
-        data.baseline,
-        data.seeds,
-        data.values,
-        higher_is_better=metric.higher_is_better,
-        unit=metric.unit,
-    )
+    how: dict[str, Any] = {"higher_is_better": metric.higher_is_better, "unit": metric.unit}
+    pairs = ((names, data.baseline) for names in (list(data.variants), list(data.controls)))
+    variants, controls = (compare(n, b, data.seeds, data.values, **how) for n, b in pairs)
+    against = compare_each(data.matched, data.seeds, data.values, **how)
+    comparisons = [*variants, *controls]
+    words = {**data.variants, **data.controls}
     trials: dict[str, list[Trial]] = {}
     for trial in data.trials:
         trials.setdefault(trial.variant, []).append(trial)
     rows = [_row(data.baseline, "the network as it is", trials, None)]
     for comparison in comparisons:
         name = comparison.variant
-        rows.append(_row(name, data.variants[name], trials, comparison))
+        rows.append(_row(name, words[name], trials, comparison))
     counts: dict[str, int] = {}
     for trial in data.trials:
         counts[trial.status] = counts.get(trial.status, 0) + 1
@@ -197,7 +205,8 @@ def summarise(data: StudyData) -> Summary:
         metric=metric,
         rows=tuple(rows),
         comparisons=tuple(comparisons),
-        headline=headline(comparisons, unit=metric.unit),
+        against=tuple(against),
+        headline=headline(variants, unit=metric.unit),
         checks=check_fairness(data),
         counts=counts,
         troubles=tuple(t for t in data.trials if not _is_usable(t)),
@@ -232,13 +241,22 @@ def from_store(store: "Store") -> StudyData:
         metric=study.metric,
         curves=store.curves(),
         other_networks=frozenset(
-            name for name, v in study.variants.items() if v.model or v.model_args
+            (
+                *(name for name, v in study.variants.items() if v.model or v.model_args),
+                *(name for name, c in study.controls.items() if c.kind == "widened"),
+            )
         ),
         recipe=study.recipe.model_dump(mode="json", exclude={"grafts", "seed"}),
         environments=store.environments(),
         fingerprint=_fingerprint(store),
         study_file=yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False),
         folder=str(store.folder),
+        controls={
+            name: _control_in_words(control, study.recipe.model)
+            for name, control in study.controls.items()
+        },
+        matched={n: c.of for n, c in study.controls.items() if c.kind == "widened"},
+        frozen={n: c.of for n, c in study.controls.items() if c.kind == "identity"},
     )
 
 
@@ -285,6 +303,15 @@ def _in_words(variant: "Variant") -> str:
         options = f" ({_options(graft.options)})" if graft.options else ""
         parts.append(f"{graft.block} {how}at {', '.join(graft.at)}{options}{start}")
     return "; ".join(parts) or "no change"
+
+
+def _control_in_words(control: "Control", model: str) -> str:
+    """What a control is: "resnet18 widened to the parameters of cot: channels=[72, 136]"."""
+    if control.kind == "identity":
+        return f"the blocks of {control.of}, which cannot learn"
+    unit = "parameters" if control.measure == "parameters" else "MACs"
+    found = _options(control.model_args) if control.model_args else "width not found yet"
+    return f"{model} widened to the {unit} of {control.of}: {found}"
 
 
 def _options(options: Mapping[str, Any]) -> str:

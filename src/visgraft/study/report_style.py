@@ -67,7 +67,7 @@ class Look:
 def looks(summary: Summary) -> dict[str, Look]:
     """Returns a look per network; the baseline is grey, variants take turns."""
     found = {summary.data.baseline: Look("var(--tone-0)", "var(--tint-0)", "diamond", "dot")}
-    for index, name in enumerate(summary.data.variants):
+    for index, name in enumerate((*summary.data.variants, *summary.data.controls)):
         tone = 1 + index % _TONES
         found[name] = Look(
             colour=f"var(--tone-{tone})",

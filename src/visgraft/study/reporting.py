@@ -85,4 +85,5 @@ def terminal_table(data: StudyData) -> str:
     Console(file=stream, width=400, color_system=None, markup=False).print(table)
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
     alarms = [f"Not fair, do not trust the verdict: {c.finding}" for c in summary.unfair]
-    return "\n".join([*lines, "", *alarms, summary.progress, summary.headline])
+    against = [f"{c.variant} against {control}: {c.statement}." for control, c in summary.against]
+    return "\n".join([*lines, "", *alarms, summary.progress, summary.headline, *against])

@@ -26,10 +26,13 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
+from visgraft.study.wording import listed, number, size
+
 __all__ = [
     "Comparison",
     "Verdict",
     "compare",
+    "compare_each",
     "detectable_difference",
     "headline",
     "holm",
@@ -123,10 +126,42 @@ def compare(
     if len(set(variants)) != len(variants):
         raise ValueError(f"compare: every variant must be named once, got {list(variants)}")
     found = [_describe(v, baseline, seeds, values, len(variants)) for v in variants]
+    return _judge_all(found, higher_is_better, unit)
+
+
+def compare_each(
+    controls: Mapping[str, str],
+    seeds: Sequence[int],
+    values: Mapping[tuple[str, int], float],
+    *,
+    higher_is_better: bool = True,
+    unit: str = "points",
+) -> list[tuple[str, Comparison]]:
+    """Compares variants with a control of their own each: variant minus control, paired by seed.
+
+    Args:
+        controls: Name of the variant by name of its control; the family of Holm's correction.
+        seeds: All seeds of the study.
+        values: As `compare` takes them.
+        higher_is_better: The direction of the metric.
+        unit: Of the metric.
+
+    Returns:
+        Control and comparison, in the order of ``controls``.
+    """
+    found = [
+        _describe(variant, control, seeds, values, len(controls))
+        for control, variant in controls.items()
+    ]
+    return list(zip(controls, _judge_all(found, higher_is_better, unit), strict=True))
+
+
+def _judge_all(found: Sequence[Comparison], higher_is_better: bool, unit: str) -> list[Comparison]:
+    """Corrects the p-values of a family, and judges by them."""
     raw = [c.p_permutation if c.p_t is None else c.p_t for c in found]
     corrected = holm([1.0 if p is None else p for p in raw])
     return [
-        _judge(c, None if p is None else p_holm, len(variants), higher_is_better, unit)
+        _judge(c, None if p is None else p_holm, len(found), higher_is_better, unit)
         for c, p, p_holm in zip(found, raw, corrected, strict=True)
     ]
 
@@ -246,7 +281,7 @@ def headline(comparisons: Sequence[Comparison], *, unit: str = "points") -> str:
     unclear = [c for c in comparisons if c.verdict is Verdict.NO_EVIDENCE]
     if unclear:
         seen = [c.detectable for c in unclear if c.detectable is not None]
-        limit = f" ({_range(seen, unit)} would have been seen with 80 % power)" if seen else ""
+        limit = f" ({size(seen, unit)} would have been seen with 80 % power)" if seen else ""
         parts.append(f"no evidence of a difference for {_names(unclear)}{limit}")
     silent = [c for c in comparisons if c.verdict is Verdict.NO_STATEMENT]
     if silent:
@@ -318,20 +353,20 @@ def _judge(
         verdict = Verdict.NO_STATEMENT
         words = "no pair of finished trials yet: no statement possible"
         if n == 1:
-            words = f"one seed: no statement possible ({_number(c.mean or 0.0, unit)} in this one)"
+            words = f"one seed: no statement possible ({number(c.mean or 0.0, unit)} in this one)"
     elif p_holm <= LEVEL:
         verdict = Verdict.BETTER if (c.mean > 0) is higher_is_better else Verdict.WORSE
         words = f"{verdict}: {_interval(c, unit)} over {n} seeds, p = {p_holm:.2g} after Holm"
     elif c.detectable is None:
         verdict = Verdict.NO_EVIDENCE
         words = (
-            f"{verdict}; all {n} differences are {_number(c.mean, unit)}, "
+            f"{verdict}; all {n} differences are {number(c.mean, unit)}, "
             "so what these seeds would have shown cannot be said"
         )
     else:
         verdict = Verdict.NO_EVIDENCE
         words = (
-            f"{verdict}; with these {n} seeds {_range([c.detectable], unit)} "
+            f"{verdict}; with these {n} seeds {size([c.detectable], unit)} "
             "would have been seen with 80 % power"
         )
         if c.p_t is not None and c.p_t <= LEVEL:
@@ -340,33 +375,16 @@ def _judge(
             )
     if c.missing and n:
         which = "seed" if len(c.missing) == 1 else "seeds"
-        words += f"; {which} {_listed(c.missing)} missing from the pairs"
+        words += f"; {which} {listed(c.missing)} missing from the pairs"
     return replace(c, p_holm=p_holm, verdict=verdict, statement=words)
 
 
-def _number(value: float, unit: str) -> str:
-    return f"{value:+.2f} {unit}".rstrip()
-
-
 def _interval(c: Comparison, unit: str) -> str:
-    text = _number(c.mean or 0.0, unit)
+    text = number(c.mean or 0.0, unit)
     return text if c.low is None else f"{text} [{c.low:+.2f}, {c.high:+.2f}]"
-
-
-def _range(differences: Sequence[float], unit: str) -> str:
-    """How large: "a difference of 0.52 points", "differences of 0.52 to 0.90 points"."""
-    low, high = f"{min(differences):.2f}", f"{max(differences):.2f}"
-    words = f"a difference of {low}" if low == high else f"differences of {low} to {high}"
-    return f"{words} {unit}".rstrip()
 
 
 def _names(comparisons: Sequence[Comparison]) -> str:
     if len(comparisons) > 4:
         return f"{len(comparisons)} variants"
     return ", ".join(c.variant for c in comparisons)
-
-
-def _listed(seeds: Sequence[int]) -> str:
-    """At most six seeds, then a count."""
-    shown = ", ".join(map(str, seeds[:6]))
-    return shown if len(seeds) <= 6 else f"{shown} and {len(seeds) - 6} more"

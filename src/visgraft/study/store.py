@@ -20,8 +20,9 @@ from typing import Any
 
 import yaml
 
+from visgraft.study.changes import begun_part, changes, keep_widths
 from visgraft.study.errors import StudyError
-from visgraft.study.plan import Study, changes, load_study, trials
+from visgraft.study.plan import Study, load_study, trials
 from visgraft.tasks.files import write_atomically
 
 __all__ = ["DATABASE", "STATUSES", "Store", "TrialRecord"]
@@ -157,19 +158,25 @@ class Store:
                 f"study: {resolved} was not written by a study and would be overwritten; "
                 "choose another folder for the results."
             )
-        values = study.model_dump(mode="json")
-        text = json.dumps(values)
         try:
             store.folder.mkdir(parents=True, exist_ok=True)
             store._database.touch()
-            while (known := store._peek()).text != text or not resolved.exists():
-                store._check_unchanged(known, study)
+            while True:
+                known = store._peek()
+                wanted = study
+                if known.text and any(control.is_open for control in study.controls.values()):
+                    wanted = keep_widths(load_study(json.loads(known.text)), study)
+                values = wanted.model_dump(mode="json")
+                text = json.dumps(values)
+                if known.text == text and resolved.exists():
+                    break
+                store._check_unchanged(known, wanted)
                 with store.transaction(write=True) as connection:
                     if store._state(connection) != known:
                         continue  # another process was faster
                     if known.text is None:
                         store._create(connection)
-                    store._enter(connection, study, text)
+                    store._enter(connection, wanted, text)
                     content = _HEADER + yaml.safe_dump(values, sort_keys=False)
                     write_atomically(resolved, content.encode())
         except OSError as error:
@@ -294,18 +301,11 @@ class Store:
         if not known.text or not known.begun:
             return
         old = load_study(json.loads(known.text))
-        variants, seeds = map(set, zip(*known.begun, strict=True))
-        begun = old.model_copy(
-            update={
-                "variants": {n: v for n, v in old.variants.items() if n in variants},
-                "seeds": tuple(seed for seed in old.seeds if seed in seeds),
-            }
-        )
-        found = changes(begun, study)
+        found = changes(begun_part(old, known.begun), study)
         if found:
             raise StudyError(
-                f"study: {self.folder} holds another study ({'; '.join(found)}); variants and "
-                "seeds may be added to a study, anything else needs a new folder."
+                f"study: {self.folder} holds another study ({'; '.join(found)}); variants, "
+                "controls and seeds may be added to a study, anything else needs a new folder."
             )
 
     @staticmethod

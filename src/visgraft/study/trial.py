@@ -95,6 +95,11 @@ def _split(row: dict[str, float]) -> tuple[int, dict[str, float]]:
 
 def _spec(study: Study, claim: Claim) -> TrialSpec:
     wanted = (claim.variant, claim.seed)
+    control = study.controls.get(claim.variant)
+    if control and control.is_open:
+        raise StudyError(
+            f"study: the width of {claim.variant} is not known yet; run the study again."
+        )
     return next(spec for spec in trials(study) if (spec.variant, spec.seed) == wanted)
 
 

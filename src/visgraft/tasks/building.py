@@ -1,6 +1,7 @@
 """From a recipe to the network: weights by the seed, weights to start from, then grafts."""
 
 import hashlib
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from visgraft.surgery.holders import Holder
 from visgraft.tasks.checkpoint import InputSpec, RunRecord
 from visgraft.tasks.errors import TrainingError
 from visgraft.tasks.randomness import derive_seed, random_stream
-from visgraft.tasks.recipe import Recipe
+from visgraft.tasks.recipe import GraftSpec, Recipe
 from visgraft.tasks.weights import load_start, load_start_of_grafts
 
 __all__ = [
@@ -98,6 +99,7 @@ def add_grafts(model: nn.Module, recipe: Recipe, data: ImageData) -> list[Graft]
     size = resolve_input(recipe, data).size
     grafts = []
     for index, wish in enumerate(recipe.grafts):
+        old = set(model.parameters())
         with random_stream(derive_seed(recipe.seed, "graft", index)):
             done = graft(
                 model,
@@ -109,6 +111,7 @@ def add_grafts(model: nn.Module, recipe: Recipe, data: ImageData) -> list[Graft]
                 example=(2, data.in_chans, *size),
                 **wish.options,
             )
+        _freeze(model, old, wish)
         grafts.append(done)
     if recipe.checkpoint:
         load_start_of_grafts(model, recipe.checkpoint, base)
@@ -121,8 +124,10 @@ def rebuild_model(record: RunRecord) -> nn.Module:
     recipe = Recipe(**record.recipe)
     with random_stream(recipe.seed):
         model = _create(recipe, len(record.classes), record.in_chans, record.input, False)
-        for plan in record.plans:
+        for plan, wish in zip(record.plans, recipe.grafts, strict=True):
+            old = set(model.parameters())
             apply_plan(model, plan)
+            _freeze(model, old, wish)
     return _laid_out(model, recipe)
 
 
@@ -165,6 +170,13 @@ def _create(
             f"model {recipe.model!r}: its pretrained weights cannot be downloaded ({error}); start "
             "from a file with checkpoint, or set pretrained to false"
         ) from error
+
+
+def _freeze(model: nn.Module, old: Set[nn.Parameter], wish: GraftSpec) -> None:
+    """Stops the parameters that a graft brought along from learning, if it is to learn nothing."""
+    for parameter in model.parameters() if not wish.learns else ():
+        if parameter not in old:
+            parameter.requires_grad_(False)
 
 
 def _laid_out(model: nn.Module, recipe: Recipe) -> nn.Module:

@@ -65,6 +65,9 @@ class GraftSpec(Checked):
         True, description="Whether a site that the block does not fit is an error or left out."
     )
     options: Arguments = Field({}, description="Arguments of the block beside its channels.")
+    learns: bool = Field(
+        True, description="Whether training changes the graft's own parameters; no freezes them."
+    )
 
     @field_validator("options")
     @classmethod
