@@ -225,7 +225,7 @@ def test_a_replacement_must_keep_or_offer_the_channels():
     with pytest.raises(
         ValueError,
         match=r"graft: cot does not fit at 2 of 3 sites: 0 \(cot keeps the number of channels, the "
-        r"layer changes it from 3 to 32; how='parallel' can\); 1 \(cot keeps .* from 32 to 64; how=",
+        r"layer changes it from 3 to 32; how='parallel' can\); 1 \(cot keeps .* from 32 to 64; ",
     ):
         graft(net, "cot", "conv3x3", start="paper", example=SHAPE)
     done = graft(net, "cot", "conv3x3", start="paper", example=SHAPE, strict=False)

@@ -191,7 +191,7 @@ def test_file_with_base_and_overrides(tmp_path):
         ("lr: !!python/object/apply:os.system [ls]\n", r"line 1: not valid YAML: could not"),
         ("base: a.yaml\n", r"base: .*a\.yaml -> .*a\.yaml is a circle"),
         ("base: [1]\n", r"base: must be a name or a file, got \[1\]"),
-        ("base: nowhere\n", r"recipe nowhere: 1 error\n  is neither a file nor one of acmix_resnet"),
+        ("base: nowhere\n", r"nowhere: 1 error\n  is neither a file nor one of acmix_resnet"),
         ("", r"2 errors\n  data: is required .*\n  model: is required"),
     ],
 )

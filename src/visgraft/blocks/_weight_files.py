@@ -34,9 +34,9 @@ def read_weights(path: str | PathLike[str]) -> Mapping[str, Any]:
         raise ValueError(f"load_published: cannot read {path}: {error.strerror}") from error
     if path.suffix == ".caffemodel":
         raise ValueError(
-            f"load_published: {path} is a Caffe model, which visgraft does not read; save its blobs "
-            "with Caffe as safetensors, named LAYER.weight, LAYER.bias, LAYER.running_mean and "
-            "LAYER.running_var"
+            f"load_published: {path} is a Caffe model, which visgraft does not read; save its "
+            "blobs with Caffe as safetensors, named LAYER.weight, LAYER.bias, LAYER.running_mean "
+            "and LAYER.running_var"
         )
     is_torch = start.startswith((_ZIP, _PICKLE)) and start[_LENGTH:] != b"{"
     content = _read_torch(path) if is_torch else _read_safe(path)
