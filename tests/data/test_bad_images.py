@@ -4,11 +4,13 @@ import json
 import logging
 import os
 import re
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader
 
 from tests.data.conftest import MakeFolder, noise
@@ -339,3 +341,21 @@ def test_progress_counts_up_to_all(
     calls: list[tuple[int, int]] = []
     load_data(make_folder(), progress=lambda done, total: calls.append((done, total)))
     assert calls == [(5, 12), (10, 12), (12, 12)]
+
+
+def test_what_ultralytics_does_to_pillow_changes_nothing(tmp_path, monkeypatch):
+    """Its ``Image.open`` would install a package to look at a file that is no image."""
+    path = tmp_path / "no_image.png"
+    path.write_bytes(b"text")
+
+    def installs(*args, **kwargs):
+        raise ModuleNotFoundError("No module named 'pi_heif'")
+
+    known = sys.modules.get("ultralytics.utils.patches")  # where another test imported it
+    patches = types.SimpleNamespace(_image_open=getattr(known, "_image_open", Image.open))
+    monkeypatch.setitem(sys.modules, "ultralytics.utils.patches", patches)
+    monkeypatch.setattr(Image, "open", installs)
+    with pytest.raises(UnidentifiedImageError):
+        images.read_image(path)
+    with pytest.raises(UnidentifiedImageError):
+        images.probe_image(path)

@@ -2,16 +2,18 @@
 
 import os
 import stat
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from visgraft.data._errors import DataError
 
-__all__ = ["ImageFiles", "explain", "probe_image", "read_image"]
+__all__ = ["ImageFiles", "explain", "open_picture", "probe_image", "read_image"]
 
 # Decoders that only decode. EPS, say, is left out: Pillow would start Ghostscript on the file.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF")
@@ -62,7 +64,7 @@ def read_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image.I
     CMYK and palettes are converted, 16 bits are cut to 8, and of several frames the first is taken.
     """
     with open(path, "rb") as file:
-        image = Image.open(file, formats=_formats())
+        image = open_picture(file)
         image.load()
         return _to_rgb(_upright(image) if upright else image)
 
@@ -78,7 +80,7 @@ def probe_image(path: str | os.PathLike[str]) -> tuple[int, int]:
     if status.st_size == 0:
         raise DataError("the file is empty")
     with open(path, "rb") as file:
-        image = Image.open(file, formats=_formats())
+        image = open_picture(file)
         width, height = image.size
         image.draft(None, (max(1, width // 8), max(1, height // 8)))
         image.load()
@@ -108,6 +110,19 @@ def explain(error: Exception) -> str:
             return error.strerror
         case _:
             return f"corrupt or truncated ({error or type(error).__name__})"
+
+
+def open_picture(file: BinaryIO) -> Image.Image:
+    """Opens an image by its content, in one of the formats that are merely decoded.
+
+    ultralytics replaces ``PIL.Image.open`` by a function that installs a package when it meets a
+    file that is no image; where it was imported, Pillow's own function is taken from it.
+
+    Raises:
+        PIL.UnidentifiedImageError: It is in none of these formats.
+    """
+    patches = sys.modules.get("ultralytics.utils.patches")
+    return getattr(patches, "_image_open", Image.open)(file, formats=_formats())
 
 
 @cache

@@ -11,7 +11,7 @@ from visgraft.data._errors import DataError
 from visgraft.data._scan import Checked, check_images
 from visgraft.data.detection._findings import Findings
 from visgraft.data.detection.annotations import AnnotatedImage
-from visgraft.data.images import explain, read_image
+from visgraft.data.images import explain, open_picture, read_image
 
 __all__ = ["PictureFolder", "Progress", "check_pictures", "fits_frame", "is_below"]
 
@@ -86,7 +86,7 @@ def fits_frame(root: Path, name: str, seen: Checked, height: int, width: int) ->
         return True
     if (width, height) != (seen.height, seen.width):
         return False
-    with Image.open(root / name) as picture:
+    with (root / name).open("rb") as file, open_picture(file) as picture:
         return picture.size == (width, height)
 
 
@@ -103,7 +103,7 @@ def is_below(name: str) -> bool:
 
 
 def _look(path: Path, findings: Findings) -> None:
-    with Image.open(path) as picture:
+    with path.open("rb") as file, open_picture(file) as picture:
         mode = picture.mode
         try:
             turn = picture.getexif().get(_ORIENTATION, 1)
