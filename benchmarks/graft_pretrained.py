@@ -7,7 +7,8 @@ with the paper's.
     python benchmarks/graft_pretrained.py FOLDER --out graft_pretrained.json
 
 FOLDER holds images and ``labels.csv`` with the columns ``file`` and ``class_index`` (of
-ImageNet-1k). No training takes place: the paper's start loses accuracy because the network behind
+ImageNet-1k). The network's strided convolutions pad as TensorFlow does, so there is no place for
+``spd_conv``. No training takes place: the paper's start loses accuracy because the network behind
 the block has not seen what the block gives it.
 """
 
@@ -40,7 +41,6 @@ ORDERS: list[tuple[str, str | list[str], dict[str, Any]]] = [
     ("mhsa", DEPTHWISE, {}),
     ("selective_kernel", DEPTHWISE, {}),
     ("sk_attention", DEPTHWISE, {}),
-    ("spd_conv", "blocks.3.0.conv_dw", {}),
 ]
 _PARTS = {
     "_conv_stem": "conv_stem",
