@@ -8,9 +8,11 @@ The four-stage layout at full width is the ResNet-18 that is commonly trained on
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
+
+from visgraft.models._building import build_network, imagenet_cfg
 
 __all__ = ["SmallResNet", "resnet10_small", "resnet18_small"]
 
@@ -63,17 +65,7 @@ class SmallResNet(ResNet):
 
 
 def _cfg() -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 32, 32),
-        "pool_size": (4, 4),
-        "crop_pct": 1.0,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "conv1",
-        "classifier": "fc",
-    }
+    return imagenet_cfg(input_size=(3, 32, 32), pool_size=(4, 4), crop_pct=1.0)
 
 
 default_cfgs = generate_default_cfgs(
@@ -82,7 +74,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> SmallResNet:
-    return build_model_with_cfg(SmallResNet, variant, pretrained, **kwargs)
+    return build_network(SmallResNet, variant, pretrained, **kwargs)
 
 
 @register_model
