@@ -33,7 +33,7 @@ fi
 
 free_gib=$(df -Pk . | awk 'NR == 2 {print int($4 / 1048576)}')
 if [ ! -d .venv/lib ] || ! .venv/bin/python -c 'import torch' 2>/dev/null; then
-    echo "visgraft: installing PyTorch and the rest into .venv: about 6 GB on disk, usually 2 to 5 minutes"
+    echo "visgraft: installing PyTorch and the rest into .venv: 6 to 7 GB on disk, usually 2 to 5 minutes"
     [ "$free_gib" -ge 8 ] || fail "only $free_gib GiB are free here and the installation needs 8; free some space and run the same command again"
 else
     echo "visgraft: bringing .venv up to date (extra: $extra)"
