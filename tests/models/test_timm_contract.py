@@ -96,6 +96,24 @@ def test_training_on_two_images(name):
 
 
 @each
+def test_a_step_of_training_lowers_the_loss_and_the_network_evaluates(name):
+    network = build(name, awake=False).train()
+    x, labels = images(network, batch=4), torch.arange(4) % network.num_classes
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(0)  # the same units are dropped
+        loss = torch.nn.functional.cross_entropy(network(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0]
+    with torch.no_grad():
+        assert network.eval()(x).isfinite().all()
+
+
+@each
 def test_configuration_describes_the_network(name):
     network, config = build(name), timm.get_pretrained_cfg(name)
     assert config.architecture in (None, name)
