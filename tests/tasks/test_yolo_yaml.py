@@ -32,7 +32,7 @@ def _registered():
 def network(*rows, scale="n", nc=3):
     """A network with the rows in its backbone, and a head on three maps."""
     backbone = [
-        [-1, 1, "Conv", [64, 3, 2]],
+        [-1, 1, "Conv", [64, 3, 4]],
         *(list(row) for row in rows),
         [-1, 1, "Conv", [256, 3, 2]],
         [-1, 1, "Conv", [256, 3, 2]],
@@ -182,6 +182,30 @@ def test_models_of_ultralytics_are_built_as_before():
     assert built["extended"].save == built["original"].save
 
 
+def test_loading_a_saved_network_makes_the_names_legal(tmp_path):
+    """ultralytics' trainer builds the network of a file anew, from the YAML inside."""
+    model = network([-1, 6, "CoordAttention", []], [-1, 1, "SPDConv", [128]])
+    torch.save(model, tmp_path / "model.pt")
+    copies = copy.deepcopy(model)
+    yolo.unregister()
+    copy.deepcopy(copies)
+    with pytest.raises(KeyError, match="CoordAttention"):
+        tasks.DetectionModel(copies.yaml, verbose=False)
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    fresh = tasks.DetectionModel(loaded.yaml, verbose=False)
+    fresh.load(loaded)
+    x = torch.rand(1, 3, 64, 64)
+    assert torch.equal(outputs(fresh, x), outputs(model, x))
+
+
+@pytest.mark.parametrize("row", [["CoT", []], ["SpaceToDepth", []], ["C2fWith", [128, "CoT"]]])
+def test_every_kind_of_layer_makes_the_names_legal(row, tmp_path):
+    torch.save(network([-1, 1, *row]).model[1], tmp_path / "layer.pt")
+    yolo.unregister()
+    torch.load(tmp_path / "layer.pt", weights_only=False)
+    assert set(yolo.layer_names()) <= set(vars(tasks))
+
+
 def test_a_name_that_is_taken_is_refused(monkeypatch):
     yolo.unregister()
     monkeypatch.setitem(vars(tasks), "CoT", nn.Identity)
@@ -271,8 +295,6 @@ LOADS = """
 import torch
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
-from visgraft.tasks.yolo import register
-register()
 model = YOLO({path!r}).model
 x = torch.load({folder!r} + "/x.pt")
 with torch.no_grad():

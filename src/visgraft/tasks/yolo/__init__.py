@@ -5,6 +5,15 @@ when a function of this package is called.
 """
 
 from visgraft.tasks.yolo.grafting import graft
+from visgraft.tasks.yolo.networks import list_networks, network_file, write_network
 from visgraft.tasks.yolo.registration import layer_names, register, unregister
 
-__all__ = ["graft", "layer_names", "register", "unregister"]
+__all__ = [
+    "graft",
+    "layer_names",
+    "list_networks",
+    "network_file",
+    "register",
+    "unregister",
+    "write_network",
+]

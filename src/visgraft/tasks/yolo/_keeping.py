@@ -17,6 +17,7 @@ from visgraft.surgery._apart import KeptApart
 from visgraft.surgery.holders import Holder
 from visgraft.tasks.yolo._exporting import teach_exporter
 from visgraft.tasks.yolo._library import ultralytics_module
+from visgraft.tasks.yolo._offline import ask_no_host
 
 __all__ = ["GraftRecord", "grafted_rows", "keep_grafts", "note_grafts"]
 
@@ -55,6 +56,7 @@ def keep_grafts() -> None:
     tasks = ultralytics_module("keep_grafts", "nn.tasks")
     engine = ultralytics_module("keep_grafts", "engine.model")
     teach_exporter()
+    ask_no_host()
     if not hasattr(tasks.BaseModel.load, WRAPPED):
         tasks.BaseModel.load = _keeping_load(tasks)
     if not hasattr(engine.Model.train, WRAPPED):

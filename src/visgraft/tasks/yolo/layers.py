@@ -2,7 +2,9 @@
 
 A row is ``[from, repeats, name, [arguments]]``. The arguments are those of ultralytics' ``Conv``,
 output channels (before width scaling), kernel size and stride, as far as the block has them, then
-a mapping of options: ``[-1, 1, DeformConv, [128, 3, 2, {offset_groups: 2}]]``.
+a mapping of options: ``[-1, 1, DeformConv, [128, 3, 2, {offset_groups: 2}]]``. ``C3With`` and
+``C2fWith`` are ultralytics' ``C3`` and ``C2f`` with a block in each bottleneck:
+``[-1, 3, C3With, [1024, CoT]]``.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from visgraft.blocks import SpaceToDepth, block_info, create_block
 from visgraft.tasks.yolo._library import ultralytics_module
+from visgraft.tasks.yolo._record import YAML_RECORD, YamlRecord
 
 __all__ = ["LAYERS", "NormalisedBlock", "YamlLayer"]
 
@@ -55,8 +58,10 @@ class YamlLayer(nn.Module):
         """Builds the layer for ``channels``; options are those of the block, and ``norm``."""
         options = dict(options)
         norm = options.pop("norm", cls.normalised)
-        block = create_block(cls.block, channels, **options)
-        return NormalisedBlock(block, options.get("out_channels", channels)) if norm else block
+        layer = create_block(cls.block, channels, **options)
+        if norm:
+            layer = NormalisedBlock(layer, options.get("out_channels", channels))
+        return recorded(layer)
 
     @classmethod
     def yolo_row(
@@ -67,8 +72,8 @@ class YamlLayer(nn.Module):
         repeats: int,
         args: Sequence[Any],
         scaled: Callable[[int], int],
-    ) -> tuple[int, list[Any]]:
-        """Returns the output channels of a row, and the arguments to call the class with.
+    ) -> tuple[int, int, list[Any]]:
+        """Returns the output channels of a row, how often to call the class, and its arguments.
 
         Args:
             row: Its index.
@@ -87,14 +92,19 @@ class YamlLayer(nn.Module):
         channels = widths[source]
         try:
             made, arguments = cls._read(channels, list(args), scaled)
-            if repeats > 1 and cls._changes(channels, made, arguments):
-                raise ValueError(
-                    f"changes the map, so it cannot be repeated {repeats} times; write 1"
-                )
+            calls, arguments = cls._repeated(channels, made, repeats, arguments)
             cls(*arguments)  # so that what the block refuses is said with the row
         except (ValueError, TypeError) as error:
             raise ValueError(f"{owner}: {error}") from error
-        return made, arguments
+        return made, calls, arguments
+
+    @classmethod
+    def _repeated(
+        cls, channels: int, made: int, repeats: int, arguments: list[Any]
+    ) -> tuple[int, list[Any]]:
+        if repeats > 1 and cls._changes(channels, made, arguments):
+            raise ValueError(f"changes the map, so it cannot be repeated {repeats} times; write 1")
+        return repeats, arguments
 
     @classmethod
     def _read(
@@ -113,9 +123,7 @@ class YamlLayer(nn.Module):
         options = {**dict(zip(names, args, strict=False)), **options}
         if "out_channels" not in options:
             return channels, [channels, options]
-        wanted = options.pop("out_channels")
-        if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
-            raise ValueError(f"output channels must be a positive integer, got {wanted!r}")
+        wanted = channel_number(options.pop("out_channels"))
         made = scaled(wanted)
         if "out_channels" in known:
             options["out_channels"] = made
@@ -132,12 +140,68 @@ class YamlLayer(nn.Module):
         return made != channels or any(options.get(n, 1) not in (1, (1, 1)) for n in SHRINKING)
 
 
+class _CspWith(YamlLayer):
+    """ultralytics' ``C3`` or ``C2f`` with a block in place of each bottleneck's last convolution.
+
+    The arguments are output channels, the name of the layer, and a mapping with its options and
+    ``shortcut``, whether the bottlenecks add what they read. Rows and tensors around the block keep
+    ultralytics' names.
+
+    Attributes:
+        unit: ultralytics' class.
+    """
+
+    unit: ClassVar[str]
+
+    def __new__(  # type: ignore[misc]
+        cls, channels: int, made: int, repeats: int, name: str, options: dict[str, Any]
+    ) -> nn.Module:
+        """Builds the layer."""
+        options = dict(options)
+        shortcut = options.pop("shortcut", True)
+        unit = getattr(ultralytics_module(cls.__name__, "nn.modules.block"), cls.unit)
+        csp = unit(channels, made, repeats, shortcut)
+        for bottleneck in csp.m:
+            width = bottleneck.cv2.conv.out_channels
+            bottleneck.cv2 = LAYERS[name](width, options)
+        return csp
+
+    @classmethod
+    def _read(
+        cls, channels: int, args: list[Any], scaled: Callable[[int], int]
+    ) -> tuple[int, list[Any]]:
+        options = args.pop() if args and isinstance(args[-1], dict) else {}
+        names = sorted(INSIDE)
+        if len(args) != 2 or args[1] not in names:
+            raise ValueError(
+                f"takes [out_channels, layer] and a mapping of options, layer being one of "
+                f"{', '.join(names)}, got {args}"
+            )
+        fixed = sorted({"out_channels", "padding", *SHRINKING} & options.keys())
+        if fixed:
+            raise ValueError(f"the layer inside keeps the map; leave out {', '.join(fixed)}")
+        if not isinstance(options.get("shortcut", True), bool):
+            raise ValueError(f"shortcut must be True or False, got {options['shortcut']!r}")
+        made = scaled(channel_number(args[0]))
+        return made, [channels, made, args[1], options]
+
+    @classmethod
+    def _repeated(
+        cls,
+        channels: int,  # noqa: ARG003
+        made: int,  # noqa: ARG003
+        repeats: int,
+        arguments: list[Any],
+    ) -> tuple[int, list[Any]]:
+        return 1, [*arguments[:2], repeats, *arguments[2:]]
+
+
 class _SpaceToDepth(YamlLayer):
     """The step of SPD-Conv alone; the row's argument is the scale."""
 
     def __new__(cls, scale: int) -> nn.Module:  # type: ignore[misc]
         """Builds the layer."""
-        return SpaceToDepth(scale)
+        return recorded(SpaceToDepth(scale))
 
     @classmethod
     def _read(
@@ -157,6 +221,19 @@ class _SpaceToDepth(YamlLayer):
         return made != channels
 
 
+def channel_number(wanted: object) -> int:
+    """Returns the output channels that a row asks for, or raises ValueError."""
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
+        raise ValueError(f"output channels must be a positive integer, got {wanted!r}")
+    return wanted
+
+
+def recorded(layer: nn.Module) -> nn.Module:
+    """Returns the layer with a record, so that whoever loads a file with it has the names too."""
+    setattr(layer, YAML_RECORD, YamlRecord())
+    return layer
+
+
 SHRINKING = ("stride", "scale")
 GATES_AND_MIXERS = {
     "CoT": "cot",
@@ -172,6 +249,7 @@ CONVOLUTION_LIKE = {
     "DeformConv": "deform_conv",
     "SPDConv": "spd_conv",
 }
+INSIDE = {"CoT", "CoTAttention", "SKAttention", "SelectiveKernel", *CONVOLUTION_LIKE} - {"SPDConv"}
 
 
 def _layer(name: str, base: type[YamlLayer], **attributes: Any) -> type[YamlLayer]:
@@ -185,4 +263,6 @@ LAYERS: dict[str, type[YamlLayer]] = {
         for name, block in CONVOLUTION_LIKE.items()
     },
     "SpaceToDepth": _layer("SpaceToDepth", _SpaceToDepth),
+    "C2fWith": _layer("C2fWith", _CspWith, unit="C2f"),
+    "C3With": _layer("C3With", _CspWith, unit="C3"),
 }

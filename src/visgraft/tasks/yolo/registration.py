@@ -20,7 +20,7 @@ __all__ = ["layer_names", "register", "unregister"]
 
 BRANCH = """
 if hasattr(m, "yolo_row"):
-    c2, args = m.yolo_row(
+    c2, n, args = m.yolo_row(
         i, ch, f, n, args, lambda c: make_divisible(min(c, max_channels) * width, 8)
     )
 """
