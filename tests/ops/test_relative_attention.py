@@ -124,7 +124,7 @@ def test_products_are_counted():
         ({"value": torch.zeros(2, 1, 3, 4, 5)}, r"value must be \(2, 2, D, 4, 5\), got"),
         ({"rows": torch.zeros(9, 3)}, r"rows must be \(7, 3\) for this map, got \(9, 3\)"),
         ({"columns": torch.zeros(9, 4)}, r"columns must be \(9, 3\) for this map"),
-        ({"backend": "fast"}, r"no backend 'fast'; it has direct, chunked, reference"),
+        ({"backend": "fast"}, r"no backend 'fast'; it has native, direct"),
     ],
 )
 def test_rejects(change, message):

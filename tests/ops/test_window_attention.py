@@ -195,7 +195,7 @@ def test_exported_graph_pads_each_size_right(stride):
         ),
         ({"value": torch.zeros(2, 2, 3, 4, 6)}, r"key and value must have one shape"),
         ({"stride": 2}, r"query must be \(2, 2, 3, 2, 3\) for this key and stride 2"),
-        ({"backend": "fast"}, r"no backend 'fast'; it has dense, tiles, reference"),
+        ({"backend": "fast"}, r"no backend 'fast'; it has triton, native, dense, tiles"),
     ],
 )
 def test_rejects(change, message):

@@ -89,8 +89,19 @@ def test_a_later_format_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "FORMAT", 7)
     write_checkpoint({}, RECORD, tmp_path / "a.ckpt")
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match=r"in format 7; this is .*, which reads format 1"):
+    with pytest.raises(
+        CheckpointError, match=r"in format 7; this is .*, which reads formats 1 and 2"
+    ):
         read_record(read_checkpoint(tmp_path / "a.ckpt"), "a.ckpt")
+
+
+def test_format_1_is_read(tmp_path):
+    write_checkpoint({}, RECORD, tmp_path / "a.ckpt")
+    content = read_checkpoint(tmp_path / "a.ckpt")
+    about = content["visgraft"]
+    del about["category_ids"]
+    about["format"] = 1
+    assert read_record(content, "a.ckpt") == RECORD
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def test_every_weight_is_trained_and_vectors_do_not_decay(make_recipe, images):
         {"block": "cot", "at": "layer4.*.conv2"},
     ]
     recipe = make_recipe(grafts=grafts, ema_decay=0.9, weight_decay=0.3)
-    task = build_task(recipe, build_model(recipe, images)[0], num_classes=10)
+    task = build_task(recipe, build_model(recipe, images)[0], images)
     optimizer = task.configure_optimizers()
     groups = {g["weight_decay"]: g["params"] for g in optimizer.param_groups}
     assert sum(len(params) for params in groups.values()) == len(list(task.model.parameters()))
@@ -67,18 +67,30 @@ def test_every_weight_is_trained_and_vectors_do_not_decay(make_recipe, images):
     assert not any(p.requires_grad for p in task.ema.parameters())
 
 
-def test_schedule_by_update_and_by_epoch(make_recipe):
-    def rates(recipe, steps):
-        optimizer = build_optimizer(recipe, nn.Linear(2, 2))
-        schedule = build_schedule(recipe, optimizer, 5)
-        seen = []
-        for step in range(steps):
-            if step % 5 == 0:
-                schedule.step(step // 5)
-            schedule.step_update(step)
-            seen.append(optimizer.param_groups[0]["lr"])
-        return seen
+def rates(recipe, steps):
+    """Returns the learning rate of each update, five of which make an epoch."""
+    optimizer = build_optimizer(recipe, nn.Linear(2, 2))
+    schedule = build_schedule(recipe, optimizer, 5)
+    seen = []
+    for step in range(steps):
+        if step % 5 == 0:
+            schedule.step(step // 5)
+        schedule.step_update(step)
+        seen.append(optimizer.param_groups[0]["lr"])
+    return seen
 
+
+def test_schedule_falls_in_steps_after_a_rise_of_some_updates(make_recipe):
+    steps = {"decay_milestones": [1, 3], "decay_rate": 0.1, "warmup_lr": 0.1}
+    recipe = make_recipe(
+        epochs=4, lr=1.0, warmup_updates=3, schedule="multistep", schedule_args=steps
+    )
+    seen = rates(recipe, 20)
+    assert seen[:4] == pytest.approx([0.1, 0.4, 0.7, 1.0])
+    assert (seen[5], seen[13], seen[15]) == pytest.approx((0.1, 0.1, 0.01))
+
+
+def test_schedule_by_update_and_by_epoch(make_recipe):
     recipe = make_recipe(epochs=4, lr=1.0, warmup_epochs=1, min_lr=0.1)
     per_update = rates(recipe, 20)
     assert per_update[:5] == sorted(per_update[:5])

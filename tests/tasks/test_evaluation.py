@@ -108,3 +108,58 @@ def test_a_folder_of_colour_images_goes_the_same_way(make_recipe, tmp_path, monk
     assert result.final["top1"] > 80
     assert result.final["top5"] == 100
     assert evaluate(result.checkpoint, **QUIET)["top1"] == result.final["top1"]
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Makes folders of 12 dark and 12 light pictures, in parts or not."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def make(name, parts=("",), count=12):
+        for part in parts:
+            for shade, label in ((60, "dark"), (190, "light")):
+                folder = tmp_path / name / part / label
+                folder.mkdir(parents=True)
+                for index in range(count):
+                    pixels = np.full((20, 20 + index, 3), shade + index, "uint8")
+                    Image.fromarray(pixels).save(folder / f"{index}.png")
+        return tmp_path / name
+
+    return make
+
+
+def test_of_other_images_all_are_measured_unless_they_have_parts(make_recipe, tmp_path, photos):
+    own = photos("own")
+    fields = {"train_limit": None, "val_limit": None, "image_size": 20, "batch_size": 4}
+    recipe = make_recipe(data=own, val_fraction=0.25, epochs=1, **fields)
+    path = train(recipe, tmp_path / "run", **QUIET).checkpoint
+
+    def measured_on(**options):
+        told = []
+        evaluate(path, tell=told.append, **QUIET, **options)
+        return told
+
+    assert measured_on() == ["the 6 validation images of own"]
+    assert measured_on(data=own) == measured_on(), "the rest of them was learned from"
+    moved = own.rename(tmp_path / "moved")
+    assert measured_on(data=moved) == ["the 6 validation images of moved"]
+    assert measured_on(data=photos("more", count=5)) == ["all 10 images of more"]
+    parts = photos("parts", ["train", "val"], count=3)
+    assert measured_on(data=parts) == ["the 6 validation images of parts"]
+
+
+def test_all_images_of_a_folder_count(make_recipe, tmp_path, photos):
+    path = train(make_recipe(data="fashion_mini", epochs=1), tmp_path / "run", **QUIET).checkpoint
+    with pytest.raises(CheckpointError, match=r"knows the classes .*, but other has dark, light"):
+        evaluate(path, data=photos("other"), **QUIET)
+    with pytest.raises(
+        CheckpointError, match="images is the folder of the pictures of another COCO"
+    ):
+        evaluate(path, images=tmp_path, **QUIET)
+    from visgraft.data.detection import load_detection
+
+    scenes = load_detection("fashion_scenes", train_limit=1, val_limit=1)
+    with pytest.raises(
+        CheckpointError, match="is of task classification, and fashion_scenes is data"
+    ):
+        evaluate(path, data=scenes, **QUIET)

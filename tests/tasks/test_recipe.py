@@ -219,3 +219,113 @@ def test_timm_has_each_schedule(name):
         optimizer, name, num_epochs=4, warmup_epochs=1, step_on_epochs=False, updates_per_epoch=5
     )
     assert (schedule is None) == (name == "none")
+
+
+DETECTION = {"task": "detection", "data": "fashion_scenes", "model": "resnet10_small"}
+
+
+def test_detector_follows_the_task():
+    assert Recipe(**DETECTION).detector == "faster_rcnn"
+    masks = Recipe(**DETECTION | {"task": "instance_segmentation"})
+    assert (masks.detector, masks.metric, masks.finds_masks) == ("mask_rcnn", "mask_AP", True)
+    plain = load_recipe("cpu_small")
+    assert (plain.detector, plain.metric, plain.finds_objects) == (None, "top1", False)
+    assert load_recipe(masks) == masks
+    assert Recipe(**masks.model_dump(mode="json")) == masks
+
+
+def test_sizes_as_the_command_line_writes_them():
+    def sizes(value):
+        return Recipe(**DETECTION | {"min_size": value}).min_size
+
+    assert sizes("480") == sizes(480) == sizes("[480]") == (480,)
+    assert sizes("480, 512,800") == sizes([480, 512, 800]) == (480, 512, 800)
+    jitter = Recipe(**DETECTION | {"scale_jitter": "0.1, 2"}).scale_jitter
+    assert jitter == (0.1, 2.0)
+    assert load_recipe("cpu_small", crop_padding=None, crop_scale="[0.5, 1]").crop_scale == (0.5, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (
+            {"detector": "mask_rcnn"},
+            "detector: is for task instance_segmentation, got 'mask_rcnn'",
+        ),
+        (
+            {"detector": "fcos", "task": "instance_segmentation"},
+            "detector: must be mask_rcnn for task instance_segmentation, got 'fcos'",
+        ),
+        (
+            {"detector": "retina_net"},
+            "detector: must be one of faster_rcnn, mask_rcnn, retinanet, fcos, got 'retina_net'; "
+            "did you mean retinanet?",
+        ),
+        (
+            {"mixup": 0.2},
+            "mixup: is for task classification; leave it out, got 0.2",
+        ),
+        (
+            {"image_size": 512},
+            "image_size: is for task classification; leave it out; a detector has min_size and "
+            "max_size, got 512",
+        ),
+        ({"min_size": True}, "min_size: must be a valid tuple, got True"),
+        ({"min_size": [320, 0]}, "min_size.1: must be greater than 0, got 0"),
+        ({"max_size": 700}, "max_size: must be at least min_size (800), got 700"),
+        (
+            {"scale_jitter": [2, 1]},
+            "scale_jitter: must be two rising factors above 0, such as [0.8, 1.25], got [2, 1]",
+        ),
+        (
+            {"detector_args": {"num_classes": 3}},
+            "detector_args: 'num_classes' follows from the recipe's other fields; leave it out, "
+            "got {'num_classes': 3}",
+        ),
+        (
+            {"detector_args": {"box_score_tresh": 0.1}},
+            "detector_args: faster_rcnn takes no argument 'box_score_tresh'; did you mean "
+            "box_score_thresh",
+        ),
+        (
+            {"warmup_updates": 9, "warmup_epochs": 1},
+            "warmup_updates: cannot be given together with warmup_epochs; choose one of them, "
+            "got 9",
+        ),
+        (
+            {"warmup_updates": 9, "schedule_on": "epoch"},
+            "warmup_updates: needs schedule_on update, got 9",
+        ),
+    ],
+)
+def test_rejects_in_detection(fields, expected):
+    with pytest.raises(RecipeError) as error:
+        Recipe(**DETECTION | fields)
+    (found,) = error.value.problems
+    assert found.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("detector", "fcos"),
+        ("detector_args", {"a": 1}),
+        ("frozen_stages", 1),
+        ("frozen_norm", True),
+        ("min_size", 320),
+        ("max_size", 999),
+        ("scale_jitter", (0.5, 1)),
+        ("val_data", "b.json"),
+        ("images", "b"),
+        ("val_images", "b"),
+    ],
+)
+def test_rejects_detection_in_classification(name, value):
+    expected = f"{name}: is for task detection or instance_segmentation; leave it out, got"
+    assert problem(**{name: value}).startswith(expected)
+
+
+def test_defaults_of_another_task_may_be_written_down():
+    fields = Recipe(**DETECTION).model_dump(mode="json")
+    assert fields["mixup"] == 0.0
+    assert Recipe(**fields).task == "detection"

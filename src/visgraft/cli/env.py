@@ -11,7 +11,9 @@ _PACKAGES = (
     "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "numpy", "safetensors",
     "pydantic", "scipy", "plotly", "onnx", "onnxruntime", "onnxscript",
 )  # fmt: skip
-_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "GLIBC_TUNABLES")
+_VARIABLES = (
+    "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "GLIBC_TUNABLES", "VISGRAFT_NATIVE", "CC",
+)  # fmt: skip
 
 
 def add_command(commands: _SubParsersAction) -> None:
@@ -51,7 +53,7 @@ def _run(args: Namespace) -> None:  # noqa: ARG001
         print(f"\nOperations on {device}, 64 channels, 14 x 14 (the first that says ok is used)")
         for name, answers in explain(device).items():
             for implementation, answer in answers.items():
-                print(f"  {name:18} {implementation:10} {answer}")
+                print(f"  {name:22} {implementation:10} {answer}")
 
 
 def _version(package: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from visgraft.data._errors import DataError
 
-__all__ = ["Part", "find_parts", "list_classes", "list_part"]
+__all__ = ["Part", "find_parts", "list_classes", "list_part", "walk"]
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test", "testing")  # the first that exists is taken
@@ -96,7 +96,7 @@ def list_part(root: Path, folder: Path, classes: tuple[str, ...]) -> Part:
     part = Part()
     prefix = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
     for name in found:
-        files = sorted(_walk(folder / name, f"{prefix}{name}/", ()))
+        files = sorted(walk(folder / name, f"{prefix}{name}/"))
         if not files:
             raise DataError(
                 f"load_data: class folder {folder / name} holds no images; add some, or remove the "
@@ -125,7 +125,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
 
 
-def _walk(folder: Path, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> list[str]:
+def walk(folder: Path, prefix: str = "", ancestors: tuple[tuple[int, int], ...] = ()) -> list[str]:
     """Returns all visible files below ``folder``; a link to a folder around itself is left out."""
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
@@ -134,7 +134,7 @@ def _walk(folder: Path, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> 
     files: list[str] = []
     for entry in _visible(folder):
         if _is_folder(entry):
-            files += _walk(Path(entry.path), f"{prefix}{entry.name}/", (*ancestors, here))
+            files += walk(Path(entry.path), f"{prefix}{entry.name}/", (*ancestors, here))
         else:
             files.append(prefix + entry.name)
     return files

@@ -1,23 +1,17 @@
 """A split with a transform whose random choices depend on (seed, epoch, index) alone."""
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.random import mtrand
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from visgraft.data._generators import seeded_generators
 from visgraft.data._seeds import mix_seed
 from visgraft.data.splits import ImageSplit
 
 __all__ = ["AugmentedSplit"]
-
-# NumPy's global generator is lent this one: copying its own state would take ten times as long.
-_numpy_stream = np.random.MT19937(0)
 
 
 class AugmentedSplit(Dataset[tuple[Tensor, int]]):
@@ -59,23 +53,5 @@ class AugmentedSplit(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.split[index]
-        with _seeded(mix_seed(self.seed, self.epoch, index)):
+        with seeded_generators(mix_seed(self.seed, self.epoch, index)):
             return self.transform(image), label
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seeds the three global generators inside, and leaves them outside as they were."""
-    python_state = random.getstate()
-    numpy_generator = mtrand.get_bit_generator()
-    torch_state = torch.default_generator.get_state()
-    try:
-        random.seed(seed)
-        mtrand.set_bit_generator(_numpy_stream)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)
-        yield
-    finally:
-        random.setstate(python_state)
-        mtrand.set_bit_generator(numpy_generator)
-        torch.default_generator.set_state(torch_state)

@@ -105,6 +105,7 @@ def load_data(
         std=IMAGENET_DEFAULT_STD,
         fingerprint=_fingerprint(classes, parts, (seen.size for seen in used)),
         skipped=tuple(skipped),
+        has_own_split=find_parts(root)[1] is not None,
     )
 
 

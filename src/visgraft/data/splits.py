@@ -80,6 +80,7 @@ class ImageData:
         fingerprint: SHA-256 (hex) over classes, relative names, sizes in bytes, labels and split.
             The folder may move; another file, name, size, label or split changes it.
         skipped: Names of the unreadable files that were left out (``on_bad_image="skip"``).
+        has_own_split: Whether the data set says itself which images are measured on.
     """
 
     name: str
@@ -92,3 +93,4 @@ class ImageData:
     std: tuple[float, ...]
     fingerprint: str
     skipped: tuple[str, ...] = ()
+    has_own_split: bool = True

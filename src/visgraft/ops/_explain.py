@@ -2,6 +2,7 @@
 
 import torch
 
+from visgraft.ops.deformable_convolution import DEFORMABLE_CONVOLUTION
 from visgraft.ops.local_aggregation import LOCAL_AGGREGATION
 from visgraft.ops.relative_attention import RELATIVE_ATTENTION
 from visgraft.ops.window_attention import WINDOW_ATTENTION
@@ -28,7 +29,9 @@ def explain(device: torch.device | str = "cpu", size: int = 14) -> dict[str, dic
     weight = torch.empty(1, 1, 8, 9, size, size, device=device)
     query = x.unflatten(1, (4, 16))
     table = torch.empty(2 * size - 1, 16, device=device)
+    offset, filters = x.new_empty(1, 18, size, size), x.new_empty(64, 64, 3, 3)
     return {
+        DEFORMABLE_CONVOLUTION.name: DEFORMABLE_CONVOLUTION.explain(x, offset, filters, None, ()),
         LOCAL_AGGREGATION.name: LOCAL_AGGREGATION.explain(x, weight, 3, 1, 1, 1),
         RELATIVE_ATTENTION.name: RELATIVE_ATTENTION.explain(query, query, query, table, table),
         WINDOW_ATTENTION.name: WINDOW_ATTENTION.explain(query, query, query, 7, 1, 1),

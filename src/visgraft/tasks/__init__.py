@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         TrainingInterrupted,
     )
     from visgraft.tasks.evaluation import evaluate, load_trained
+    from visgraft.tasks.prediction import predict
     from visgraft.tasks.recipe import GraftSpec, Recipe, dump_recipe, list_recipes, load_recipe
     from visgraft.tasks.training import TrainResult, train
 
@@ -32,6 +33,7 @@ __all__ = [
     "list_recipes",
     "load_recipe",
     "load_trained",
+    "predict",
     "resolve_input",
     "train",
     "weights_digest",
@@ -42,6 +44,7 @@ _HOMES = {
     "classification": ("ClassificationTask",),
     "errors": ("CheckpointError", "RecipeError", "TrainingError", "TrainingInterrupted"),
     "evaluation": ("evaluate", "load_trained"),
+    "prediction": ("predict",),
     "recipe": ("GraftSpec", "Recipe", "dump_recipe", "list_recipes", "load_recipe"),
     "training": ("TrainResult", "train"),
 }

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
@@ -11,18 +12,34 @@ from timm.scheduler.scheduler_factory import create_scheduler_v2
 from torch import nn
 from torch.optim import Optimizer
 
-from visgraft.tasks.classification import ClassificationTask, Schedule
+from visgraft.data import ImageData
+from visgraft.tasks.checkpoint import InputSpec
+from visgraft.tasks.classification import ClassificationTask
+from visgraft.tasks.detection.loaders import DetectionLoaders
+from visgraft.tasks.detection.task import DetectionTask
 from visgraft.tasks.errors import TrainingError
+from visgraft.tasks.images import RunData
+from visgraft.tasks.learning import LearningTask, Schedule
+from visgraft.tasks.loaders import ImageLoaders
 from visgraft.tasks.mixing import Mixing
 from visgraft.tasks.recipe import Recipe
 
-__all__ = ["build_loggers", "build_optimizer", "build_schedule", "build_task"]
+__all__ = ["build_loaders", "build_loggers", "build_optimizer", "build_schedule", "build_task"]
 
 _REFUSALS = (AssertionError, ImportError, RuntimeError, TypeError, ValueError)
 
 
-def build_task(recipe: Recipe, model: nn.Module, num_classes: int) -> ClassificationTask:
+def build_task(recipe: Recipe, model: nn.Module, data: RunData) -> LearningTask:
     """Builds what trains a network by a recipe."""
+    learning: dict[str, Any] = {
+        "build_optimizer": partial(build_optimizer, recipe),
+        "build_schedule": partial(build_schedule, recipe),
+        "ema_decay": recipe.ema_decay,
+        "seed": recipe.seed,
+    }
+    if not isinstance(data, ImageData):
+        return DetectionTask(model, data=data.val, masks=recipe.finds_masks, **learning)
+    num_classes = len(data.classes)
     mixing = None
     if recipe.mixup or recipe.cutmix:
         mixing = Mixing(
@@ -35,13 +52,19 @@ def build_task(recipe: Recipe, model: nn.Module, num_classes: int) -> Classifica
     return ClassificationTask(
         model,
         num_classes=num_classes,
-        build_optimizer=partial(build_optimizer, recipe),
-        build_schedule=partial(build_schedule, recipe),
         label_smoothing=recipe.label_smoothing,
         mixing=mixing,
-        ema_decay=recipe.ema_decay,
-        seed=recipe.seed,
+        **learning,
     )
+
+
+def build_loaders(
+    recipe: Recipe, data: RunData, spec: InputSpec, *, first_epoch: int = 0
+) -> ImageLoaders | DetectionLoaders:
+    """Builds the loaders of a run, from an epoch on that is counted from 0."""
+    if isinstance(data, ImageData):
+        return ImageLoaders(data, recipe, spec, first_epoch=first_epoch)
+    return DetectionLoaders(data, recipe, first_epoch=first_epoch)
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
@@ -71,12 +94,15 @@ def build_schedule(recipe: Recipe, optimizer: Optimizer, updates: int) -> Schedu
     Raises:
         TrainingError: It does not take the arguments.
     """
+    warmup: Any = recipe.warmup_epochs
+    if recipe.warmup_updates:
+        warmup = recipe.warmup_updates / updates
     try:
         schedule, _ = create_scheduler_v2(
             optimizer,
             sched=recipe.schedule,
             num_epochs=recipe.epochs,
-            warmup_epochs=recipe.warmup_epochs,  # pyright: ignore[reportArgumentType]
+            warmup_epochs=warmup,
             min_lr=recipe.min_lr,
             step_on_epochs=recipe.schedule_on == "epoch",
             updates_per_epoch=updates,

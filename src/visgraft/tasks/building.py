@@ -8,20 +8,22 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from visgraft.data import ImageData
 from visgraft.models import create_model
 from visgraft.surgery import Graft, apply_plan, graft
 from visgraft.surgery.holders import Holder
 from visgraft.tasks.checkpoint import InputSpec, RunRecord
+from visgraft.tasks.detection.building import detector_input, surround
 from visgraft.tasks.errors import TrainingError
+from visgraft.tasks.images import RunData
 from visgraft.tasks.randomness import derive_seed, random_stream
 from visgraft.tasks.recipe import GraftSpec, Recipe
-from visgraft.tasks.weights import load_start, load_start_of_grafts
+from visgraft.tasks.weights import is_of_detector, load_start, load_start_of_grafts
 
 __all__ = [
     "add_grafts",
     "build_base",
     "build_model",
+    "network_of",
     "rebuild_model",
     "resolve_input",
     "weights_digest",
@@ -30,15 +32,18 @@ __all__ = [
 DEFAULT_SIZE = 224  # pixels
 
 
-def resolve_input(recipe: Recipe, data: ImageData) -> InputSpec:
+def resolve_input(recipe: Recipe, data: RunData) -> InputSpec:
     """Returns how images become the network's input.
 
     A pretrained network sees images as it saw them when it was trained, another one as the data
-    suggest; ``recipe.image_size`` decides the size in both cases.
+    suggest; ``recipe.image_size`` decides the size in both cases. A detector's images differ in
+    size; for it, the size is that of a square one.
 
     Raises:
         TrainingError: The network is not in the registry, so that nothing is known of its weights.
     """
+    if recipe.finds_objects:
+        return detector_input(recipe)
     config = get_pretrained_cfg(recipe.model)
     own = config.input_size[1:] if config else None
     wanted = (recipe.image_size, recipe.image_size) if recipe.image_size else None
@@ -60,7 +65,7 @@ def resolve_input(recipe: Recipe, data: ImageData) -> InputSpec:
     )
 
 
-def build_model(recipe: Recipe, data: ImageData) -> tuple[nn.Module, list[Graft]]:
+def build_model(recipe: Recipe, data: RunData) -> tuple[nn.Module, list[Graft]]:
     """Builds the network of a recipe, in training mode, and grafts the recipe's blocks into it.
 
     All recipes that differ in their grafts alone get bit-equal tensors outside the grafts: the base
@@ -73,8 +78,10 @@ def build_model(recipe: Recipe, data: ImageData) -> tuple[nn.Module, list[Graft]
     return model, add_grafts(model, recipe, data)
 
 
-def build_base(recipe: Recipe, data: ImageData) -> nn.Module:
+def build_base(recipe: Recipe, data: RunData) -> nn.Module:
     """Builds the network without grafts; weights to start from are loaded.
+
+    For detection it is the detector around that network.
 
     Raises:
         ValueError: There is no such network, or weights do not fit.
@@ -82,20 +89,32 @@ def build_base(recipe: Recipe, data: ImageData) -> nn.Module:
     spec = resolve_input(recipe, data)
     with random_stream(derive_seed(recipe.seed, "network")):
         model = _create(recipe, len(data.classes), data.in_chans, spec, recipe.pretrained)
-    if recipe.checkpoint:
-        load_start(model, recipe.checkpoint)
-    return _laid_out(model, recipe)
+    starts_detector = _starts_detector(recipe)
+    if recipe.checkpoint and not starts_detector:
+        load_start(model, recipe.checkpoint, quiet=recipe.finds_objects)
+    whole = _surrounded(model, recipe, len(data.classes), spec)
+    if recipe.checkpoint and starts_detector:
+        load_start(whole, recipe.checkpoint)
+    return _laid_out(whole, recipe)
 
 
-def add_grafts(model: nn.Module, recipe: Recipe, data: ImageData) -> list[Graft]:
+def network_of(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """Returns the part of a recipe's model that is in timm's registry, and that is grafted."""
+    return model.get_submodule("backbone.network") if recipe.finds_objects else model
+
+
+def add_grafts(model: nn.Module, recipe: Recipe, data: RunData) -> list[Graft]:
     """Grafts the recipe's blocks into the network of `build_base`.
 
-    Where the recipe starts from a checkpoint that has weights of these grafts, they are loaded.
+    Patterns of places are those of the network, also where a detector is around it. Where the
+    recipe starts from a checkpoint that has weights of these grafts, they are loaded.
 
     Raises:
         ValueError: A graft does not fit, or the checkpoint has weights without a place.
     """
-    base = set(model.state_dict())
+    whole, model = model, network_of(model, recipe)
+    started = whole if _starts_detector(recipe) else model
+    base = set(started.state_dict())
     size = resolve_input(recipe, data).size
     grafts = []
     for index, wish in enumerate(recipe.grafts):
@@ -114,8 +133,10 @@ def add_grafts(model: nn.Module, recipe: Recipe, data: ImageData) -> list[Graft]
         _freeze(model, old, wish)
         grafts.append(done)
     if recipe.checkpoint:
-        load_start_of_grafts(model, recipe.checkpoint, base)
-    _laid_out(model, recipe)
+        if started is not whole:  # the detector has taken the classifier off
+            base |= _names_of_bare(recipe, data)
+        load_start_of_grafts(started, recipe.checkpoint, base)
+    _laid_out(whole, recipe)
     return grafts
 
 
@@ -123,12 +144,14 @@ def rebuild_model(record: RunRecord) -> nn.Module:
     """Builds the network of a checkpoint's record again, grafts included, without its weights."""
     recipe = Recipe(**record.recipe)
     with random_stream(recipe.seed):
-        model = _create(recipe, len(record.classes), record.in_chans, record.input, False)
+        network = _create(recipe, len(record.classes), record.in_chans, record.input, False)
+        whole = _surrounded(network, recipe, len(record.classes), record.input)
+        model = network_of(whole, recipe)
         for plan, wish in zip(record.plans, recipe.grafts, strict=True):
             old = set(model.parameters())
             apply_plan(model, plan)
             _freeze(model, old, wish)
-    return _laid_out(model, recipe)
+    return _laid_out(whole, recipe)
 
 
 def weights_digest(model: nn.Module, *, exclude_grafts: bool = True) -> str:
@@ -150,6 +173,26 @@ def weights_digest(model: nn.Module, *, exclude_grafts: bool = True) -> str:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         stream.update(flat.view(torch.uint8).numpy().tobytes())
     return stream.hexdigest()
+
+
+def _surrounded(network: nn.Module, recipe: Recipe, num_classes: int, spec: InputSpec) -> nn.Module:
+    """Returns what learns: the network itself, or the detector around it."""
+    if not recipe.finds_objects:
+        return network
+    with random_stream(derive_seed(recipe.seed, "detector")):
+        return surround(network, recipe, num_classes, spec)
+
+
+def _starts_detector(recipe: Recipe) -> bool:
+    """Returns whether a recipe starts from the weights of a detector, heads included."""
+    return bool(recipe.checkpoint and recipe.finds_objects and is_of_detector(recipe.checkpoint))
+
+
+def _names_of_bare(recipe: Recipe, data: RunData) -> set[str]:
+    """Returns the names of the network's tensors before a detector takes its classifier off."""
+    spec = resolve_input(recipe, data)
+    with random_stream(recipe.seed):
+        return set(_create(recipe, len(data.classes), data.in_chans, spec, False).state_dict())
 
 
 def _create(

@@ -18,6 +18,11 @@ from visgraft.tasks.run_folder import RunFolder
 __all__ = ["EpochJournal", "RecordingCheckpointIO", "RunProgress"]
 
 _SECONDS_PER_NOTE = 0.5
+_SHOWN = {"loss": "loss {:.4f}"} | {
+    name: f"{name.replace('_', ' ')} {{:.2f}} %"
+    for name in ("top1", "top5", "AP", "AP50", "AP_S", "mask_AP", "mask_AP50")
+}
+"""What is said of an epoch, as far as its task measures it."""
 
 
 class EpochJournal(Callback):
@@ -166,7 +171,8 @@ class RunProgress(Callback):
             self._described = now
             note = f"loss {float(outputs['loss']):.3f}"
             if self.journal.history:
-                note += f"  top1 {self.journal.history[-1]['top1']:.2f} %"
+                best = self.journal.metric
+                note += f"  {best} {self.journal.history[-1][best]:.2f} %"
             self._bar.describe(f"epoch {trainer.current_epoch + 1}/{self.epochs}", note)
 
     @override
@@ -174,10 +180,10 @@ class RunProgress(Callback):
         """Says the metrics."""
         row = self.journal.history[-1]
         if self._bar:
+            told = [f"train loss {row['train_loss']:.4f}"]
+            told += [_SHOWN[name].format(row[name]) for name in _SHOWN if name in row]
             self._bar.say(
-                f"epoch {row['epoch']}/{self.epochs}  train loss {row['train_loss']:.4f}  "
-                f"loss {row['loss']:.4f}  top1 {row['top1']:.2f} %  top5 {row['top5']:.2f} %  "
-                f"{row['seconds']:.1f} s"
+                "  ".join([f"epoch {row['epoch']}/{self.epochs}", *told, f"{row['seconds']:.1f} s"])
             )
 
     @override

@@ -28,7 +28,8 @@ __all__ = [
     "write_checkpoint",
 ]
 
-FORMAT = 1
+FORMAT = 2  # 1 had no category_ids
+_READABLE = (1, FORMAT)
 _KEY = "visgraft"
 _MODEL, _AVERAGE = "model.", "ema.module."  # the task's two networks in Lightning's state_dict
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -68,6 +69,7 @@ class RunRecord:
         initial_weights: Digest of the network's weights before grafting and before training.
         data_order: Digest of the order in which the images are seen.
         history: The metrics of each epoch so far.
+        category_ids: For detection, the number of each class in the annotations' file.
     """
 
     recipe: dict[str, Any]
@@ -79,6 +81,7 @@ class RunRecord:
     initial_weights: str
     data_order: str
     history: tuple[dict[str, float], ...] = field(default=())
+    category_ids: tuple[int, ...] = ()
 
     def with_history(self, history: list[dict[str, float]]) -> "RunRecord":
         """Returns the record after some epochs."""
@@ -143,10 +146,11 @@ def read_record(content: Mapping[str, Any], path: str | Path) -> RunRecord | Non
         return None
     about = dict(about)
     form, version = about.pop("format", None), about.pop("version", "?")
-    if form != FORMAT:
+    if form not in _READABLE:
+        readable = " and ".join(map(str, _READABLE))
         raise CheckpointError(
             f"checkpoint {path}: was written by visgraft {version} in format {form}; "
-            f"this is {__version__}, which reads format {FORMAT}"
+            f"this is {__version__}, which reads formats {readable}"
         )
     try:
         return RunRecord(**{**about, "input": InputSpec(**about["input"])})

@@ -1,54 +1,27 @@
 """Image classification as a Lightning module: a step turns a batch into a dict with ``loss``."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-from pytorch_lightning import LightningModule
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import Optimizer
 from typing_extensions import override
 
-from visgraft.tasks.errors import TrainingError
-from visgraft.tasks.metrics import ClassifierMetrics, MeanLoss
+from visgraft.tasks.learning import LearningTask
+from visgraft.tasks.metrics import ClassifierMetrics
 from visgraft.tasks.mixing import Mixing
-from visgraft.tasks.randomness import derive_seed, reseed
 
-__all__ = ["ClassificationTask", "Schedule"]
-
-_STEPS_PER_LOOK = 50  # on a GPU, where looking at the loss makes it wait
+__all__ = ["ClassificationTask"]
 
 
-class Schedule(Protocol):
-    """Sets the learning rate of an optimizer, as timm's schedulers do."""
-
-    def step(self, epoch: int) -> None:
-        """Called at the start of each epoch, counted from 0."""
-        ...
-
-    def step_update(self, num_updates: int) -> None:
-        """Called before each update, counted from 0."""
-        ...
-
-
-class ClassificationTask(LightningModule):
+class ClassificationTask(LearningTask):
     """Trains a network to name the class of an image.
-
-    Every random choice of an epoch follows from ``(seed, epoch)``, so that a run that is resumed at
-    the start of an epoch goes on exactly as if it had not stopped.
 
     Args:
         model: From images ``(B, C, H, W)`` to logits ``(B, num_classes)``.
         num_classes: At least 2.
-        build_optimizer: Called with the model before training.
-        build_schedule: Called with the optimizer and the number of updates per epoch; may return
-            None, which leaves the learning rate as it is.
         label_smoothing: Probability that a target spreads over all classes.
         mixing: Mixes the images of a batch.
-        ema_decay: Keep a moving average of the weights, and evaluate that.
-        seed: Of dropout, stochastic depth and whatever else draws random numbers in a step.
+        learning: What every `LearningTask` takes.
     """
 
     def __init__(
@@ -56,52 +29,14 @@ class ClassificationTask(LightningModule):
         model: nn.Module,
         *,
         num_classes: int,
-        build_optimizer: Callable[[nn.Module], Optimizer],
-        build_schedule: Callable[[Optimizer, int], Schedule | None],
         label_smoothing: float = 0.0,
         mixing: Mixing | None = None,
-        ema_decay: float | None = None,
-        seed: int = 0,
+        **learning: Any,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.ema: ModelEmaV3 | None = None
-        if ema_decay is not None:
-            self.ema = ModelEmaV3(model, decay=ema_decay, use_warmup=True)
-            self.ema.requires_grad_(False)
-        self.build_optimizer = build_optimizer
-        self.build_schedule = build_schedule
+        super().__init__(model, **learning)
         self.label_smoothing = label_smoothing
         self.mixing = mixing
-        self.seed = seed
-        self.schedule: Schedule | None = None
-        self.train_loss = MeanLoss()
         self.metrics = ClassifierMetrics(num_classes)
-        self.register_buffer("_bad_step", torch.tensor(-1), persistent=False)
-
-    @override
-    def configure_optimizers(self) -> Optimizer:
-        """Builds the optimizer; the average of the weights is not its business."""
-        return self.build_optimizer(self.model)
-
-    @override
-    def on_train_start(self) -> None:
-        """Builds the schedule, a function of time that has no state to restore."""
-        updates = int(self.trainer.num_training_batches)
-        self.schedule = self.build_schedule(self.trainer.optimizers[0], updates)
-
-    @override
-    def on_train_epoch_start(self) -> None:
-        """Seeds what the epoch will draw."""
-        reseed(derive_seed(self.seed, "epoch", self.current_epoch, self.global_rank))
-        if self.schedule:
-            self.schedule.step(self.current_epoch)
-
-    @override
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Sets the learning rate of the coming update."""
-        if self.schedule:
-            self.schedule.step_update(self.global_step)
 
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -113,44 +48,16 @@ class ClassificationTask(LightningModule):
             images, targets = self.mixing(images, labels, *now)
         smoothing = 0.0 if self.mixing else self.label_smoothing
         loss = functional.cross_entropy(self.model(images), targets, label_smoothing=smoothing)
-        seen = loss.detach()
-        self.train_loss.update(seen, len(labels))
-        self._watch(seen, batch_idx)
+        self.count({"loss": loss}, len(labels), batch_idx)
         return {"loss": loss}
-
-    @override
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Moves the average of the weights."""
-        if self.ema:
-            self.ema.update(self.model, step=self.global_step)
-
-    @override
-    def on_validation_start(self) -> None:
-        """Stops before a broken network is measured."""
-        self._stop_if_bad()
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Counts a batch."""
         images, labels = batch
-        network = self.ema.module if self.ema else self.model
-        self.metrics.update(network(images), labels)
+        self.metrics.update(self.measured(images), labels)
 
-    def epoch_result(self) -> dict[str, float]:
-        """Returns the metrics of the epoch that ends, and starts counting anew."""
-        return {"train_loss": self.train_loss.result(), **self.metrics.result()}
-
-    def _watch(self, loss: Tensor, step: int) -> None:
-        """Remembers the first step of the epoch whose loss is not finite, and stops there."""
-        first = (self._bad_step < 0) & ~loss.isfinite()
-        self._bad_step = torch.where(first, step, self._bad_step)
-        if loss.device.type == "cpu" or step % _STEPS_PER_LOOK == 0:
-            self._stop_if_bad()
-
-    def _stop_if_bad(self) -> None:
-        step = int(self._bad_step)
-        if step >= 0:
-            raise TrainingError(
-                f"the loss is not finite in step {step + 1} of epoch {self.current_epoch + 1}; "
-                "lower lr, lengthen warmup_epochs or set clip_grad"
-            )
+    @override
+    def metrics_result(self) -> dict[str, float]:
+        """Returns ``loss``, ``top1`` and ``top5``, and starts counting anew."""
+        return self.metrics.result()

@@ -6,18 +6,40 @@ from PIL import Image
 from torch import Tensor
 
 from visgraft.data import ImageData, build_transforms, load_data
+from visgraft.data.detection import DetectionParts, load_detection
 from visgraft.tasks.checkpoint import InputSpec
 from visgraft.tasks.progress import counting_bar
 from visgraft.tasks.recipe import Recipe
 
-__all__ = ["evaluation_transform", "load_images", "training_transform"]
+__all__ = ["RunData", "evaluation_transform", "load_images", "training_transform"]
+
+RunData = ImageData | DetectionParts
+"""What a recipe learns from and is measured on: images with a class, or with objects."""
 
 Transform = Callable[[Image.Image], Tensor]
 
 
-def load_images(recipe: Recipe, progress: bool) -> ImageData:
-    """Loads the data of a recipe, with a bar where it takes a while."""
+def load_images(recipe: Recipe, progress: bool) -> RunData:
+    """Loads the data of a recipe, with a bar where it takes a while.
+
+    Raises:
+        DataError: They cannot be used.
+    """
     with counting_bar("reading images") as count:
+        if recipe.finds_objects:
+            return load_detection(
+                recipe.data,
+                val_source=recipe.val_data,
+                images=recipe.images,
+                val_images=recipe.val_images,
+                val_fraction=recipe.val_fraction,
+                split_seed=recipe.split_seed,
+                on_problem="error" if recipe.on_bad_image == "error" else "mend",
+                train_limit=recipe.train_limit,
+                val_limit=recipe.val_limit,
+                masks=recipe.finds_masks,
+                progress=count if progress else None,
+            )
         return load_data(
             recipe.data,
             val_fraction=recipe.val_fraction,

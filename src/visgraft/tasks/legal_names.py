@@ -6,9 +6,11 @@ from difflib import get_close_matches
 from typing import Any
 
 __all__ = [
+    "DETECTORS",
     "SCHEDULES",
     "check_auto_augment",
     "check_block",
+    "check_detector_args",
     "check_model",
     "check_optimizer",
     "check_schedule_args",
@@ -18,6 +20,30 @@ __all__ = [
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "none")
 """The schedules of timm that are functions of time alone ("plateau" depends on a metric)."""
 
+DETECTORS = ("faster_rcnn", "mask_rcnn", "retinanet", "fcos")
+"""The detectors of torchvision that can be built on a network."""
+
+_DETECTOR_FIELDS = {
+    "detector",
+    "network",
+    "num_classes",
+    "image_size",
+    "mean",
+    "std",
+    "frozen_stages",
+    "frozen_norm",
+    "min_size",
+    "max_size",
+    "image_mean",
+    "image_std",
+}
+_DETECTOR_PARTS = _DETECTOR_FIELDS | {
+    "backbone",
+    "anchor_generator",
+    "rpn_anchor_generator",
+    "box_predictor",
+    "mask_predictor",
+}
 _NEEDS_SECOND_ORDER = {"adahessian"}
 _SCHEDULE_FIELDS = {
     "optimizer": "",
@@ -83,6 +109,19 @@ def check_block(name: str, options: Mapping[str, Any]) -> None:
 
     taken = _keywords(block_info(name).cls) - {"channels", "in_channels", "device", "dtype"}
     _check_keywords(f"block {name!r}", options, taken)
+
+
+def check_detector_args(detector: str, arguments: Mapping[str, Any]) -> None:
+    """Raises ValueError unless the detector takes the arguments; their values are not looked at."""
+    from visgraft.tasks.detection.detectors import DETECTORS as CLASSES
+    from visgraft.tasks.detection.detectors import build_detector
+
+    for name in arguments:
+        if name in _DETECTOR_FIELDS:
+            raise ValueError(f"{name!r} follows from the recipe's other fields; leave it out")
+    taken = _keywords(build_detector) - _DETECTOR_FIELDS
+    taken |= _keywords(CLASSES[detector]) - _DETECTOR_PARTS
+    _check_keywords(detector, arguments, taken)
 
 
 def check_auto_augment(policy: str) -> None:

@@ -6,213 +6,134 @@ Importing this file costs neither timm nor Lightning; names are looked up when a
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import ValidationError, ValidationInfo, field_validator
 
 from visgraft.tasks import legal_names
 from visgraft.tasks.errors import RecipeError
-from visgraft.tasks.validation import Checked, sentences
-from visgraft.tasks.yaml_mapping import parse_yaml, read_yaml_mapping
+from visgraft.tasks.graft_spec import GraftSpec
+from visgraft.tasks.metric_names import task_metrics
+from visgraft.tasks.recipe_fields import RecipeFields
+from visgraft.tasks.validation import sentences
+from visgraft.tasks.yaml_mapping import read_yaml_mapping
 
 __all__ = ["GraftSpec", "Recipe", "differing_fields", "dump_recipe", "list_recipes", "load_recipe"]
 
+_CLASSIFICATION_ALONE = (
+    "image_size",
+    "label_smoothing",
+    "mixup",
+    "cutmix",
+    "drop_rate",
+    "crop_padding",
+    "crop_scale",
+    "auto_augment",
+    "random_erase",
+)
+_DETECTION_ALONE = (
+    "val_data",
+    "images",
+    "val_images",
+    "detector",
+    "detector_args",
+    "frozen_stages",
+    "frozen_norm",
+    "min_size",
+    "max_size",
+    "scale_jitter",
+)
 _UNSEEN = frozenset({"workers", "loggers"})
 """Fields that do not touch the numbers: a run may go on with other values of them."""
 
 
-def _from_text(value: Any) -> Any:
-    """Reads a value that a command line passed as text, such as ``{eps: 1e-6}``."""
-    return parse_yaml(value) if isinstance(value, str) else value
-
-
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str | Mapping) else value
-
-
-def _split_words(value: Any) -> Any:
-    words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
-    return () if words in (None, [], ["none"], ["csv"]) else words
-
-
-def _as_path_text(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
-Arguments = Annotated[dict[str, Any], BeforeValidator(_from_text)]
-PathText = Annotated[str, BeforeValidator(_as_path_text), Field(min_length=1)]
-Rate = Annotated[float, Field(ge=0, lt=1)]
-Chance = Annotated[float, Field(ge=0, le=1)]
-
-
-class GraftSpec(Checked):
-    """One graft of a recipe, with the arguments of `visgraft.graft`."""
-
-    block: str = Field(description="Name of a block in the catalogue.")
-    at: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = Field(
-        description="Where: path patterns (layer4.*.conv2) or site kinds (stage4/conv3x3)."
-    )
-    how: Literal["replace", "after", "parallel"] | None = Field(
-        None, description="replace, after or parallel; None takes the habit of the block's role."
-    )
-    start: Literal["identity", "paper"] = Field(
-        "identity",
-        description="identity computes at first what the network computed before; paper takes the "
-        "paper's own initialisation.",
-    )
-    strict: bool = Field(
-        True, description="Whether a site that the block does not fit is an error or left out."
-    )
-    options: Arguments = Field({}, description="Arguments of the block beside its channels.")
-    learns: bool = Field(
-        True, description="Whether training changes the graft's own parameters; no freezes them."
-    )
-
-    @field_validator("options")
-    @classmethod
-    def _options_exist(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        if "block" in info.data:
-            legal_names.check_block(info.data["block"], options)
-        return options
-
-    @field_validator("block")
-    @classmethod
-    def _block_exists(cls, block: str) -> str:
-        legal_names.check_block(block, {})
-        return block
-
-
-class Recipe(Checked):
+class Recipe(RecipeFields):
     """What to train on which images, and how; the fields are also the command line's options.
 
     Raises:
         RecipeError: Some fields are wrong; all of them are named at once.
     """
 
-    task: Literal["classification"] = Field(
-        "classification", description="What the network learns to do."
-    )
-    # Data.
-    data: PathText = Field(
-        description="fashion_mini, or a folder of images: train/ and val/ (or test/) with a folder "
-        "per class each, or the class folders alone."
-    )
-    val_fraction: float = Field(
-        0.1,
-        gt=0,
-        lt=1,
-        description="Part of the images, 0 to 1, for validation where the folder has no split.",
-    )
-    split_seed: int = Field(0, ge=0, description="Seed of that split.")
-    on_bad_image: Literal["error", "skip"] = Field(
-        "error", description="What to do about a file that cannot be read as an image."
-    )
-    train_limit: int | None = Field(
-        None, gt=0, description="Train on this many images, balanced over the classes."
-    )
-    val_limit: int | None = Field(
-        None, gt=0, description="Validate on this many images, balanced over the classes."
-    )
-    # Network.
-    model: str = Field(description="Name of a network in timm's registry, visgraft's included.")
-    model_args: Arguments = Field({}, description="Further arguments of the network's constructor.")
-    pretrained: bool = Field(False, description="Start from timm's pretrained weights (download).")
-    checkpoint: PathText | None = Field(
-        None, description="Start from the weights in this file (safetensors, .pth or .ckpt)."
-    )
-    image_size: int | None = Field(
-        None,
-        gt=0,
-        description="Side in pixels of the square images that the network sees; None takes the "
-        "pretrained network's own, else the data's.",
-    )
-    channels_last: bool = Field(
-        False, description="Keep the channels of an image next to each other in memory."
-    )
-    grafts: Annotated[
-        tuple[GraftSpec, ...], BeforeValidator(_as_tuple), BeforeValidator(_from_text)
-    ] = Field((), description="Blocks to put into the network, in this order: block, at, ...")
-    # Optimisation.
-    epochs: int = Field(10, gt=0, description="Passes over the training images.")
-    batch_size: int = Field(64, gt=0, description="Images per update.")
-    optimizer: str = Field("adamw", description="Name of an optimizer of timm.")
-    lr: float = Field(1e-3, gt=0, description="Highest learning rate, per update.")
-    weight_decay: float = Field(
-        0.05, ge=0, description="Weight decay of all weights except biases and normalisation."
-    )
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum, for optimizers that have one.")
-    opt_args: Arguments = Field({}, description="Further arguments of the optimizer.")
-    schedule: Literal[legal_names.SCHEDULES] = Field(  # pyright: ignore[reportInvalidTypeForm]
-        "cosine", description="How the learning rate changes over the run; a schedule of timm."
-    )
-    schedule_on: Literal["update", "epoch"] = Field(
-        "update", description="Whether the learning rate moves after every update or every epoch."
-    )
-    schedule_args: Arguments = Field({}, description="Further arguments of the schedule.")
-    warmup_epochs: float = Field(
-        0.0, ge=0, description="Epochs, or a part of one, in which the learning rate rises."
-    )
-    min_lr: float = Field(0.0, ge=0, description="Lowest learning rate of the schedule.")
-    clip_grad: float | None = Field(
-        None, gt=0, description="Largest norm of the gradient; a longer one is scaled down to it."
-    )
-    # Regularisation and augmentation.
-    label_smoothing: Rate = Field(
-        0.0, description="Probability, 0 to 1, that the target spreads over all classes."
-    )
-    mixup: float = Field(0.0, ge=0, description="Mixup's alpha; 0 is off.")
-    cutmix: float = Field(0.0, ge=0, description="CutMix' alpha; 0 is off.")
-    drop_rate: Rate = Field(0.0, description="Dropout before the classifier, 0 to 1.")
-    drop_path_rate: Rate = Field(0.0, description="Stochastic depth, 0 to 1.")
-    hflip: Chance = Field(0.5, description="Probability, 0 to 1, of mirroring left and right.")
-    crop_padding: int | None = Field(
-        None,
-        ge=0,
-        description="Pad the image by so many pixels and cut it to size at random; None takes an "
-        "eighth of the side for small images.",
-    )
-    crop_scale: tuple[float, float] | None = Field(
-        None,
-        description="Cut out a part of the image, of an area between these fractions of it; None "
-        "takes 0.08 to 1 for large images.",
-    )
-    auto_augment: str | None = Field(None, description="A policy of timm, such as rand-m9-mstd0.5.")
-    color_jitter: float = Field(
-        0.0, ge=0, description="Strength of random brightness, contrast and saturation."
-    )
-    random_erase: Chance = Field(0.0, description="Probability, 0 to 1, of erasing a rectangle.")
-    ema_decay: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="Keep a moving average of the weights with this decay, and evaluate and "
-        "deliver that instead of the last weights.",
-    )
-    # Machine.
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="fp32, or bf16 for mixed precision with bfloat16."
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto takes the GPU where there is one."
-    )
-    workers: int = Field(0, ge=0, description="Processes that load images; 0 loads in this one.")
-    seed: int = Field(
-        0, ge=0, lt=2**32, description="Seed of weights, data order and augmentation."
-    )
-    loggers: Annotated[
-        tuple[Literal["tensorboard", "wandb", "mlflow"], ...], BeforeValidator(_split_words)
-    ] = Field(
-        ("tensorboard",),
-        description="Where metrics go beside metrics.csv, which is always written: tensorboard, "
-        "wandb, mlflow or none.",
-    )
-
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise RecipeError("recipe", sentences(error, Recipe)) from None
+
+    @property
+    def finds_objects(self) -> bool:
+        """Whether a detector learns, and not a classifier."""
+        return self.task != "classification"
+
+    @property
+    def finds_masks(self) -> bool:
+        """Whether the detector learns masks, too."""
+        return self.task == "instance_segmentation"
+
+    @property
+    def metric(self) -> str:
+        """The metric that the best checkpoint is chosen by; higher is better."""
+        return task_metrics(self.task).default
+
+    @field_validator(*_CLASSIFICATION_ALONE, *_DETECTION_ALONE)
+    @classmethod
+    def _belongs_to_task(cls, value: Any, info: ValidationInfo) -> Any:
+        task, name = info.data.get("task"), info.field_name
+        if task is None or name is None or value == cls.model_fields[name].default:
+            return value
+        if task == "classification" and name in _DETECTION_ALONE:
+            raise ValueError("is for task detection or instance_segmentation; leave it out")
+        if task != "classification" and name in _CLASSIFICATION_ALONE:
+            hint = "; a detector has min_size and max_size" if name == "image_size" else ""
+            raise ValueError(f"is for task classification; leave it out{hint}")
+        return value
+
+    @field_validator("detector")
+    @classmethod
+    def _detector_of_task(cls, detector: str | None, info: ValidationInfo) -> str | None:
+        finds_masks = info.data.get("task") == "instance_segmentation"
+        if info.data.get("task") in (None, "classification"):
+            return detector
+        if detector is None:
+            return "mask_rcnn" if finds_masks else "faster_rcnn"
+        if finds_masks and detector != "mask_rcnn":
+            raise ValueError("must be mask_rcnn for task instance_segmentation")
+        if not finds_masks and detector == "mask_rcnn":
+            raise ValueError("is for task instance_segmentation")
+        return detector
+
+    @field_validator("detector_args")
+    @classmethod
+    def _detector_args_exist(
+        cls, arguments: dict[str, Any], info: ValidationInfo
+    ) -> dict[str, Any]:
+        if arguments and info.data.get("detector"):
+            legal_names.check_detector_args(info.data["detector"], arguments)
+        return arguments
+
+    @field_validator("max_size")
+    @classmethod
+    def _max_is_above_min(cls, max_size: int, info: ValidationInfo) -> int:
+        if max_size < max(info.data.get("min_size", (0,))):
+            raise ValueError(f"must be at least min_size ({max(info.data['min_size'])})")
+        return max_size
+
+    @field_validator("scale_jitter")
+    @classmethod
+    def _jitter_is_possible(cls, jitter: tuple[float, float] | None) -> tuple[float, float] | None:
+        if jitter is not None and not 0 < jitter[0] <= jitter[1]:
+            raise ValueError("must be two rising factors above 0, such as [0.8, 1.25]")
+        return jitter
+
+    @field_validator("warmup_updates")
+    @classmethod
+    def _one_warmup(cls, updates: int, info: ValidationInfo) -> int:
+        if updates and info.data.get("warmup_epochs"):
+            raise ValueError("cannot be given together with warmup_epochs; choose one of them")
+        if updates and info.data.get("schedule_on") == "epoch":
+            raise ValueError("needs schedule_on update")
+        return updates
 
     @field_validator("model")
     @classmethod

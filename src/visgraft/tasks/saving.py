@@ -55,7 +55,8 @@ def save(
     Args:
         model: On any device, not wrapped by DDP or ``torch.compile``.
         path: Ends in ``.safetensors``; a file that is there is replaced when the new one is whole.
-        grafts: What :func:`graft` or :func:`apply_plan` returned for this model, in that order.
+        grafts: What :func:`graft` or :func:`apply_plan` returned for this model, or for a part of
+            it such as the network of a detector, in that order.
         name: In timm's registry; by default what the model says of itself.
         options: Arguments of ``timm.create_model``; by default the number of classes.
         build: For models that are not in the registry, or were changed by hand: builds the model
@@ -82,6 +83,7 @@ def save(
     _check_unwrapped(model)
     done = [grafts] if isinstance(grafts, Graft) else list(grafts)
     plans = [_plan_of(one, model) for one in done]
+    places = [_place_of(one, model) for one in done]
     if build is not None and (name is not None or options is not None):
         raise ValueError("save: build is for models without a name and options in timm's registry")
     if build is None and name is None:
@@ -89,13 +91,15 @@ def save(
         options = own_options if options is None else options
     origin = None if name is None else {"name": name, "options": _plain(options or {})}
     if origin is not None or build is not None:
-        _check_rebuilds(model, origin, build, plans)
+        _check_rebuilds(model, origin, build, plans, places)
     elif options:
         raise ValueError("save: options build a network of timm's registry; give its name too")
     elif not plans and any(isinstance(module, Holder) for module in model.modules()):
         raise ValueError("save: the model has grafts; pass them as grafts=")
     tensors, tied = _unshared(model)
     record = {"format": FORMAT, "version": __version__, "model": origin, "plans": plans}
+    if any(places):
+        record["places"] = places
     write_atomically(target, _to_bytes(tensors, json.dumps({**record, "tied": tied})))
 
 
@@ -144,7 +148,7 @@ def load(
                 f"checkpoint {source}: is of a model that is not in timm's registry; pass build=, "
                 "a function that builds it without its grafts"
             )
-        _regraft(model, record["plans"], example)
+        _regraft(model, record["plans"], record.get("places", ()), example)
     _take_dtypes(model, weights)
     load_strictly(model, weights, source)
     return model.eval()
@@ -161,7 +165,7 @@ def _check_unwrapped(model: nn.Module) -> None:
 def _plan_of(done: Graft, model: nn.Module) -> dict[str, Any]:
     if not isinstance(done, Graft):
         raise ValueError(f"save: grafts must be what graft() returned, got {type(done).__name__}")
-    if done.model is not model:
+    if all(done.model is not part for part in model.modules()):
         raise ValueError(f"save: {done!r} is of another model")
     if done.is_undone:
         raise ValueError(f"save: {done!r} is no longer in the model; leave it out")
@@ -180,6 +184,11 @@ def _own_name(model: nn.Module) -> tuple[str | None, dict[str, Any]]:
     return (f"{name}.{tag}" if tag else name), options
 
 
+def _place_of(done: Graft, model: nn.Module) -> str:
+    """Returns the path of the part of a model that was grafted, empty for the whole."""
+    return next(path for path, part in model.named_modules() if part is done.model)
+
+
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(dict(options), allow_nan=False))
@@ -195,17 +204,18 @@ def _check_rebuilds(
     origin: Mapping[str, Any] | None,
     build: Callable[[], nn.Module] | None,
     plans: list[dict[str, Any]],
+    places: list[str],
 ) -> None:
     """Raises ValueError if what is known of a model builds one with other tensors."""
     if origin is not None:
         with _same_randomness(), torch.device("meta"):
             twin = _create(origin, "save")
-            _regraft(twin, plans)
+            _regraft(twin, plans, places)
         source = f"{origin['name']}, built with {origin['options']}"
     elif build is not None:
         with _same_randomness():
             twin = build()
-            _regraft(twin, plans)
+            _regraft(twin, plans, places)
         source = "what build makes"
     else:
         return
@@ -224,9 +234,23 @@ def _check_rebuilds(
     )
 
 
-def _regraft(model: nn.Module, plans: Sequence[Mapping[str, Any]], example: Any = None) -> None:
-    if plans:
+def _regraft(
+    model: nn.Module,
+    plans: Sequence[Mapping[str, Any]],
+    places: Sequence[str],
+    example: Any = None,
+) -> None:
+    if plans and not any(places):
         apply_plan(model, [*plans], example=example)
+        return
+    for plan, place in zip(plans, places, strict=True):
+        try:
+            part = model.get_submodule(place)
+        except AttributeError as error:
+            raise CheckpointError(
+                f"load: the model that build makes has no part {place!r}, which was grafted"
+            ) from error
+        apply_plan(part, [plan], example=None if place else example)
 
 
 def _unshared(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -313,6 +337,11 @@ def _check_record(record: Mapping[str, Any], form: object) -> None:
     origin = record["model"]
     if not isinstance(record["plans"], list):
         raise TypeError("plans")
+    places = record.get("places", [""] * len(record["plans"]))
+    if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
+        raise TypeError("places")
+    if len(places) != len(record["plans"]):
+        raise TypeError("places")
     if origin is not None and not (
         isinstance(origin["name"], str) and isinstance(origin["options"], dict)
     ):

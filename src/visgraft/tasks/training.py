@@ -17,7 +17,7 @@ from pytorch_lightning import Callback, Trainer
 from torch import nn
 
 from visgraft.data import EpochSampler, ImageData
-from visgraft.tasks.assembly import build_loggers, build_task
+from visgraft.tasks.assembly import build_loaders, build_loggers, build_task
 from visgraft.tasks.building import (
     add_grafts,
     build_base,
@@ -30,8 +30,7 @@ from visgraft.tasks.checkpoint import RunRecord
 from visgraft.tasks.devices import pick_device
 from visgraft.tasks.errors import TrainingError, TrainingInterrupted
 from visgraft.tasks.files import locked
-from visgraft.tasks.images import load_images
-from visgraft.tasks.loaders import ImageLoaders
+from visgraft.tasks.images import RunData, load_images
 from visgraft.tasks.quiet import quiet_lightning
 from visgraft.tasks.randomness import random_stream
 from visgraft.tasks.recipe import Recipe, load_recipe
@@ -39,7 +38,6 @@ from visgraft.tasks.run_folder import RunFolder
 
 __all__ = ["TrainResult", "train"]
 
-METRIC = "top1"
 _PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
@@ -48,14 +46,17 @@ class TrainResult:
     """What a finished run leaves.
 
     Attributes:
-        metrics: Per epoch: ``epoch`` from 1, ``train_loss``, ``loss``, ``top1`` and ``top5`` (in
-            percent, on the validation images), ``lr`` and ``seconds``.
+        metrics: Per epoch: ``epoch`` from 1, ``train_loss``, the metrics on the validation images
+            (``loss``, and ``top1`` and ``top5`` in percent; for detection the parts of the
+            training loss, and ``AP``, ``AP50`` and so on in percent, without those that no object
+            speaks for), ``lr`` and ``seconds``.
         checkpoint: The weights after the last epoch.
-        best_checkpoint: Those with the highest top-1, None where they were not kept. They were
-            chosen on the validation images, on which they therefore look a little too good.
+        best_checkpoint: Those with the highest ``metric``, None where they were not kept. They
+            were chosen on the validation images, on which they therefore look a little too good.
         initial_weights: Digest of the network's weights before grafting and before the first
             update; equal for all variants of one seed.
         data_order: Digest of the order in which the images were seen.
+        metric: The one that tells the best epoch: ``top1``, ``AP`` or ``mask_AP``.
     """
 
     metrics: tuple[dict[str, float], ...]
@@ -63,6 +64,7 @@ class TrainResult:
     best_checkpoint: Path | None
     initial_weights: str
     data_order: str
+    metric: str = "top1"
 
     @property
     def final(self) -> dict[str, float]:
@@ -71,8 +73,8 @@ class TrainResult:
 
     @property
     def best(self) -> dict[str, float]:
-        """The metrics of the first epoch that reached the highest top-1."""
-        return max(self.metrics, key=lambda row: row[METRIC])
+        """The metrics of the first epoch that reached the highest ``metric``."""
+        return max(self.metrics, key=lambda row: row[self.metric])
 
     @property
     def seconds(self) -> float:
@@ -87,7 +89,7 @@ def train(
     progress: bool = True,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     keep: Literal["all", "last"] = "all",
-    data: ImageData | None = None,
+    data: RunData | None = None,
 ) -> TrainResult:
     """Trains by a recipe, from the start or from where an earlier call was stopped.
 
@@ -132,6 +134,7 @@ def train(
         run.best if run.best.exists() else None,
         record.initial_weights,
         record.data_order,
+        recipe.metric,
     )
 
 
@@ -146,7 +149,7 @@ class _Fit:
     """
 
     def __init__(
-        self, recipe: Recipe, run: RunFolder, data: ImageData, earlier: RunRecord | None
+        self, recipe: Recipe, run: RunFolder, data: RunData, earlier: RunRecord | None
     ) -> None:
         if earlier and earlier.fingerprint != data.fingerprint:
             raise TrainingError(
@@ -168,7 +171,11 @@ class _Fit:
     ) -> RunRecord:
         """Trains until the last epoch and returns the record of the whole run."""
         journal = EpochJournal(
-            self.run, self.record, metric=METRIC, keep_best=keep == "all", on_epoch=on_epoch
+            self.run,
+            self.record,
+            metric=self.recipe.metric,
+            keep_best=keep == "all",
+            on_epoch=on_epoch,
         )
         epochs = self.recipe.epochs
         callbacks: list[Callback] = [journal]
@@ -193,8 +200,13 @@ class _Fit:
                     use_distributed_sampler=False,
                 )
                 trainer.fit(
-                    build_task(self.recipe, self.model, len(self.data.classes)),
-                    datamodule=self._loaders(),
+                    build_task(self.recipe, self.model, self.data),
+                    datamodule=build_loaders(
+                        self.recipe,
+                        self.data,
+                        self.record.input,
+                        first_epoch=len(self.record.history),
+                    ),
                     ckpt_path=self.run.last if self.earlier else None,
                     weights_only=True,
                 )
@@ -212,12 +224,8 @@ class _Fit:
             return f"no epoch was complete in {self.run.path}"
         return f"{done} of {self.recipe.epochs} epochs are in {self.run.last}"
 
-    def _loaders(self) -> ImageLoaders:
-        done = len(self.record.history)
-        return ImageLoaders(self.data, self.recipe, self.record.input, first_epoch=done)
 
-
-def _begin(recipe: Recipe, data: ImageData) -> tuple[nn.Module, RunRecord]:
+def _begin(recipe: Recipe, data: RunData) -> tuple[nn.Module, RunRecord]:
     """Builds the network of a run that starts, and the record of that start."""
     model = build_base(recipe, data)
     initial_weights = weights_digest(model)
@@ -231,6 +239,7 @@ def _begin(recipe: Recipe, data: ImageData) -> tuple[nn.Module, RunRecord]:
         fingerprint=data.fingerprint,
         initial_weights=initial_weights,
         data_order=EpochSampler(len(data.train), recipe.seed).digest(recipe.epochs),
+        category_ids=() if isinstance(data, ImageData) else data.category_ids,
     )
     return model, record
 

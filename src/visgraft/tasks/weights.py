@@ -9,9 +9,15 @@ from torch import Tensor, nn
 from visgraft.tasks.checkpoint import read_checkpoint, read_weights
 from visgraft.tasks.errors import CheckpointError
 
-__all__ = ["load_start", "load_start_of_grafts", "load_strictly"]
+__all__ = ["is_of_detector", "load_start", "load_start_of_grafts", "load_strictly"]
 
 _SHOWN = 3  # names in an error
+_DETECTOR = "backbone.network."  # where a detector has its network
+_DETECTOR_HEADS = (
+    "roi_heads.box_predictor",
+    "roi_heads.mask_predictor.mask_fcn_logits",
+    "head.classification_head.cls_logits",
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -27,18 +33,32 @@ def load_strictly(model: nn.Module, weights: dict[str, Tensor], path: str | Path
     model.load_state_dict(weights)
 
 
-def load_start(model: nn.Module, path: str | Path) -> None:
+def is_of_detector(path: str | Path) -> bool:
+    """Returns whether the weights in a file are those of a detector, and not of its network alone.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+    """
+    return any(name.startswith(_DETECTOR) for name in read_weights(read_checkpoint(path), path))
+
+
+def load_start(model: nn.Module, path: str | Path, *, quiet: bool = False) -> None:
     """Loads what a checkpoint has for a network that will be grafted.
 
-    A classifier for another number of classes is left out, which the log says. Whether the rest
-    fits is seen by `load_start_of_grafts`, once the grafts are there.
+    Heads for another number of classes are left out, which the log says. Whether the rest fits is
+    seen by `load_start_of_grafts`, once the grafts are there.
+
+    Args:
+        model: Without its grafts: a classifier or a detector.
+        path: Of the checkpoint.
+        quiet: Say nothing of a head that will not be used anyway.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
     """
     own, weights = model.state_dict(), read_weights(read_checkpoint(path), path)
     other = _other_classifier(model, own, weights)
-    if other:
+    if other and not quiet:
         _logger.warning(
             "checkpoint %s: its classifier is for another number of classes; %s left out, "
             "the network's own starts anew",
@@ -73,8 +93,8 @@ def load_start_of_grafts(model: nn.Module, path: str | Path, base: set[str]) -> 
 def _other_classifier(
     model: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]
 ) -> list[str]:
-    """Returns the tensors of timm's classifier if it has another number of outputs."""
-    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    """Returns the tensors of a head that has another number of outputs."""
+    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or _DETECTOR_HEADS
     found = []
     for head in (named,) if isinstance(named, str) else named:
         tensors = [n for n in own if n.startswith(f"{head}.") and n in weights]

@@ -255,7 +255,7 @@ EDITS: Table = {
                 '{"conv2_offset": "offset", "conv2.weight": "bias", "conv2.bias": "weight"}',
             ),
         ],
-        "ops/deformable_convolution.py": [
+        "ops/deformable_convolution/__init__.py": [
             ("offsets of the axes swapped", "moved[:, :, 1 - axis]", "moved[:, :, axis]"),
             ("gradients of the axes swapped", ".flip(-1).movedim(-1, 2)", ".movedim(-1, 2)"),
             (

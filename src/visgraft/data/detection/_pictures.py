@@ -53,6 +53,16 @@ class PictureFolder:
             f"{image.height} when the data set was checked; start again"
         )
 
+    def signature(self, image: AnnotatedImage) -> str:
+        """Returns the size of the picture's file in bytes."""
+        path = os.path.join(self.root, image.name)
+        try:
+            return str(os.stat(path).st_size)
+        except OSError as error:
+            raise DataError(
+                f"{path} could be read when the data set was checked and is gone; start again"
+            ) from error
+
 
 def check_pictures(
     root: Path,

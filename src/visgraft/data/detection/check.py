@@ -12,7 +12,7 @@ from visgraft.data.detection.coco import read_coco
 from visgraft.data.detection.voc import read_voc, voc_parts
 from visgraft.data.detection.yolo_txt import read_yolo, yolo_parts
 
-__all__ = ["CheckedPart", "check_detection"]
+__all__ = ["CheckedPart", "check_detection", "find_description", "find_jsons"]
 
 _Read = Callable[[Findings], DetectionData]
 
@@ -70,13 +70,13 @@ def _find(
     path: Path, images: str | Path | None, progress: Progress | None
 ) -> list[tuple[str, str, _Read]]:
     """Returns source, format and reader of each part."""
-    jsons = [path] if path.suffix.lower() == ".json" else _jsons(path)
+    jsons = [path] if path.suffix.lower() == ".json" else find_jsons(path)
     if jsons:
         folder = None if images is None else Path(images)
         return [(str(file), "COCO", _coco(file, folder, progress)) for file in jsons]
     if images is not None:
         raise DataError(f"check_detection: images is for COCO jsons only, and {path} has none")
-    if (description := _yaml(path)) is not None:
+    if (description := find_description(path)) is not None:
         parts = yolo_parts(description)
         if not parts:
             raise DataError(f"check_detection: {description} names neither train, val nor test")
@@ -107,19 +107,19 @@ def _voc(folder: Path, part: str | None, progress: Progress | None) -> _Read:
     return lambda findings: read_voc(folder, part, findings, progress, look_closely=True)
 
 
-def _jsons(folder: Path) -> list[Path]:
+def find_jsons(folder: Path) -> list[Path]:
     """Returns the COCO jsons of a folder; of ``annotations/`` those of instances, if there are."""
     if not folder.is_dir():
         return []
     for pattern in ("annotations/instances_*.json", "annotations/*.json"):
         if found := sorted(folder.glob(pattern)):
             return found
-    if _yaml(folder) is not None or any(folder.glob("Annotations/*.xml")):
+    if find_description(folder) is not None or any(folder.glob("Annotations/*.xml")):
         return []
     return sorted(folder.glob("*.json")) or sorted(folder.glob("*/_annotations.coco.json"))
 
 
-def _yaml(path: Path) -> Path | None:
+def find_description(path: Path) -> Path | None:
     """Returns the description of a YOLO data set."""
     if path.is_file():
         return path if path.suffix.lower() in (".yaml", ".yml") else None

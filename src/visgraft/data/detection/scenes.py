@@ -4,6 +4,7 @@ Source of the garments: Xiao, Rasul and Vollgraf, "Fashion-MNIST", 2017,
     https://arxiv.org/abs/1708.07747; MIT licence, (C) 2017 Zalando SE.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,10 @@ class MemoryPictures:
     def __call__(self, image: AnnotatedImage) -> Image.Image:
         """Returns the picture in RGB."""
         return Image.fromarray(self.pixels[image.id])
+
+    def signature(self, image: AnnotatedImage) -> str:
+        """Returns a digest of the pixels."""
+        return hashlib.sha256(self.pixels[image.id].tobytes()).hexdigest()
 
 
 def fashion_scenes(

@@ -22,7 +22,7 @@ from visgraft.data.detection._pictures import (
 from visgraft.data.detection.annotations import AnnotatedImage, AnnotatedObject, DetectionData
 from visgraft.data.detection.yolo_txt import SUFFIXES
 
-__all__ = ["load_voc", "read_voc", "voc_parts"]
+__all__ = ["load_voc", "read_voc", "voc_lists", "voc_parts"]
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _SETS = "ImageSets/Main"
@@ -56,6 +56,11 @@ def load_voc(
     data = read_voc(Path(folder), part, findings, progress)
     findings.settle("load_voc", f"{folder}" + (f" ({part})" if part else ""), on_problem)
     return data
+
+
+def voc_lists(folder: Path) -> list[str]:
+    """Returns the names of the lists in ``ImageSets/Main``."""
+    return sorted(path.stem for path in (folder / _SETS).glob("*.txt"))
 
 
 def voc_parts(folder: Path) -> list[str | None]:

@@ -1,17 +1,27 @@
 """Sum over a k x k neighbourhood, with weights of its own at each position."""
 
+from importlib.util import find_spec
+
 from torch import Tensor
 
-from visgraft.ops._dispatch import Implementation, Op
+from visgraft.ops._dispatch import Implementation, Op, missing
+from visgraft.ops.local_aggregation.native import NATIVE
 from visgraft.ops.local_aggregation.reference import local_aggregation_reference
 from visgraft.ops.local_aggregation.shifted import SHIFTED
 from visgraft.ops.local_aggregation.traced import local_aggregation_traced
+
+if find_spec("triton"):
+    from visgraft.ops.local_aggregation.triton_operator import TRITON
+else:
+    TRITON = missing("triton")
 
 __all__ = ["LOCAL_AGGREGATION", "local_aggregation"]
 
 LOCAL_AGGREGATION = Op(
     "local_aggregation",
     local_aggregation_reference,
+    TRITON,
+    NATIVE,
     SHIFTED,
     Implementation("traced", local_aggregation_traced, lambda *_: None),
 )
@@ -42,8 +52,8 @@ def local_aggregation(
         padding: Zeros on each side; None for ``dilation * (kernel_size - 1) // 2``, which with an
             odd kernel and stride 1 keeps the size.
         dilation: Step from one tap to the next.
-        backend: ``'shifted'``, ``'traced'``, ``'reference'``, or None for the fastest that takes
-            this call.
+        backend: ``'triton'``, ``'native'``, ``'shifted'``, ``'traced'``, ``'reference'``, or None
+            for the fastest that takes this call.
 
     Returns:
         ``(B, M * C, Ho, Wo)``, dtype of ``x``.

@@ -1,15 +1,25 @@
 """Attention of each position to all, with a learned logit for the offset between the two."""
 
+from importlib.util import find_spec
+
 from torch import Tensor
 
-from visgraft.ops._dispatch import Op
+from visgraft.ops._dispatch import Op, missing
 from visgraft.ops.relative_attention.chunked import CHUNKED
 from visgraft.ops.relative_attention.direct import DIRECT
+from visgraft.ops.relative_attention.native import NATIVE
 from visgraft.ops.relative_attention.reference import relative_attention_reference
+
+if find_spec("triton"):
+    from visgraft.ops.relative_attention.triton_operator import TRITON
+else:
+    TRITON = missing("triton")
 
 __all__ = ["RELATIVE_ATTENTION", "relative_attention"]
 
-RELATIVE_ATTENTION = Op("relative_attention", relative_attention_reference, DIRECT, CHUNKED)
+RELATIVE_ATTENTION = Op(
+    "relative_attention", relative_attention_reference, NATIVE, DIRECT, TRITON, CHUNKED
+)
 
 
 def relative_attention(
@@ -29,8 +39,10 @@ def relative_attention(
     ``direct`` takes maps of up to 400 positions and holds all their logits. ``chunked`` takes any
     map, holds the logits of a few queries at a time and computes them again for the backward pass:
     its memory grows with the positions, not with their square. On a CPU it costs up to a fifth
-    more time than ``direct`` in training and nothing in inference. While exporting, ``direct``
-    serves every size.
+    more time than ``direct`` in training and nothing in inference. ``triton`` is one kernel on
+    CUDA that never stores a logit; ``native`` is C code that holds those of 16 queries, on a CPU,
+    for maps of more than 200 positions in float32 and bfloat16. While exporting, ``direct`` serves
+    every size.
 
     Args:
         query: ``(B, M, D, H, W)``, M heads of D channels.
@@ -38,8 +50,8 @@ def relative_attention(
         value: ``(B, M, Dv, H, W)``.
         rows: ``(2 * H - 1, D)``, by the row of the key minus that of the query, from ``1 - H``.
         columns: ``(2 * W - 1, D)``, likewise.
-        backend: ``'direct'``, ``'chunked'``, ``'reference'``, or None for the first of them that
-            takes this call.
+        backend: ``'native'``, ``'direct'``, ``'triton'``, ``'chunked'``, ``'reference'``, or None
+            for the first of them that takes this call.
 
     Returns:
         ``(B, M, Dv, H, W)``, dtype of ``value``.

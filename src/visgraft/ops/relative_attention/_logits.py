@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["as_map", "as_positions", "offset_logits"]
+__all__ = ["as_map", "as_positions", "by_pair", "offset_logits"]
 
 
 def as_positions(x: Tensor) -> Tensor:
@@ -32,12 +32,12 @@ def offset_logits(
         w: W.
     """
     grid = query.view(query.shape[0], h, w, query.shape[2])
-    by_row = torch.einsum("gyxd,ypd->gyxp", grid, _by_pair(rows, h))
-    by_column = torch.einsum("gyxd,xqd->gyxq", grid, _by_pair(columns, w))
+    by_row = torch.einsum("gyxd,ypd->gyxp", grid, by_pair(rows, h))
+    by_column = torch.einsum("gyxd,xqd->gyxq", grid, by_pair(columns, w))
     return by_row.flatten(1, 2), by_column.flatten(1, 2)
 
 
-def _by_pair(table: Tensor, length: int) -> Tensor:
+def by_pair(table: Tensor, length: int) -> Tensor:
     """Returns ``(length, length, D)``: the entry for the offset of the second from the first."""
     position = torch.arange(length, device=table.device)
     return functional.embedding(position - position[:, None] + length - 1, table)

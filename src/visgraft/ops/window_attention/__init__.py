@@ -1,15 +1,23 @@
 """Attention of each position to the k x k window around it, with the map padded by reflection."""
 
+from importlib.util import find_spec
+
 from torch import Tensor
 
-from visgraft.ops._dispatch import Op
+from visgraft.ops._dispatch import Op, missing
 from visgraft.ops.window_attention.dense import DENSE
+from visgraft.ops.window_attention.native import NATIVE
 from visgraft.ops.window_attention.reference import window_attention_reference
 from visgraft.ops.window_attention.tiles import TILES
 
+if find_spec("triton"):
+    from visgraft.ops.window_attention.triton_operator import TRITON
+else:
+    TRITON = missing("triton")
+
 __all__ = ["WINDOW_ATTENTION", "window_attention"]
 
-WINDOW_ATTENTION = Op("window_attention", window_attention_reference, DENSE, TILES)
+WINDOW_ATTENTION = Op("window_attention", window_attention_reference, TRITON, NATIVE, DENSE, TILES)
 
 
 def window_attention(
@@ -33,8 +41,10 @@ def window_attention(
     ``dense`` takes maps of at most 1.25 times the positions that a tile reads (with a window of 7,
     up to 14 x 14) and computes each query with each key. ``tiles`` takes any map: 8 x 8 queries
     with the keys of their tile and its halo, three to four times as many as the window has. Both
-    use PyTorch's fused attention and never hold the windows; neither can be differentiated twice,
-    which ``reference`` can. While exporting, ``tiles`` serves every size.
+    use PyTorch's fused attention and never hold the windows. ``triton`` is one kernel on CUDA that
+    reads the map where it lies; ``native`` does the same in C on a CPU, in float32 and bfloat16, on
+    maps of more than 64 positions. None of them can be differentiated twice, which ``reference``
+    can. While exporting, ``tiles`` serves every size.
 
     Args:
         query: ``(B, M, D, Ho, Wo)``, M heads of D channels; ``Ho = ceil(H / stride)``.
@@ -43,8 +53,8 @@ def window_attention(
         kernel_size: Odd size of the window.
         stride: Distance of the queries on the map.
         dilation: Distance of the keys in a window.
-        backend: ``'dense'``, ``'tiles'``, ``'reference'``, or None for the first of them that
-            takes this call.
+        backend: ``'triton'``, ``'native'``, ``'dense'``, ``'tiles'``, ``'reference'``, or None for
+            the first of them that takes this call.
 
     Returns:
         ``(B, M, D, Ho, Wo)``, dtype of ``query``.

@@ -1,13 +1,14 @@
 """Deformable convolution: each tap of the kernel reads the map at a place of its own.
 
-The taps of a few images at a time are sampled by ``grid_sample`` into columns that stay in the
-cache, and multiplied by the weights; the backward samples them again instead of keeping them.
-Sizes are padded to powers of two for the sampling alone, where the coordinates of ``grid_sample``
-are exact: whole offsets read whole pixels, to the last bit.
+The taps of a few images at a time are sampled into columns that stay in the cache, and multiplied
+by the weights; the backward samples them again instead of keeping them. Native code samples, or
+``grid_sample`` where that is not available: sizes are then padded to powers of two, where its
+coordinates are exact. Either way whole offsets read whole pixels, to the last bit.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["deformable_convolution"]
+from visgraft.ops._dispatch import Implementation, Op
+from visgraft.ops.deformable_convolution import native
+
+__all__ = ["DEFORMABLE_CONVOLUTION", "deformable_convolution"]
 
 _BLOCK = 1 << 20  # elements of the columns in a block, per CPU thread
 
@@ -153,17 +157,9 @@ class _Sampler:
         return mask.to(self.wide).reshape(-1, self.groups, 1, self.taps, self.out_size.numel())
 
 
-@torch.library.custom_op("visgraft::deformable_convolution", mutates_args=())
-def _convolve(
-    x: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+def _convolve_eagerly(
+    x: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, call: _Call
 ) -> Tensor:
-    call = _Call(stride, padding, dilation)
     sampler = _Sampler(x, offset, weight, call)
     by_group = _weight_by_group(x, weight)
     out = x.new_empty(_out_shape(x, weight, call))
@@ -174,6 +170,46 @@ def _convolve(
         columns = values.to(x.dtype).view(-1, by_group.shape[0], by_group.shape[2], values.shape[4])
         out[block] = (by_group @ columns).view(-1, *out.shape[1:])
     return out
+
+
+def _convolve_natively(
+    x: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, call: _Call
+) -> Tensor:
+    by_group = _weight_by_group(x, weight, tap_first=True)
+    out = x.new_empty(_out_shape(x, weight, call))
+    for block in _blocks(x, offset, weight.shape[2] * weight.shape[3]):
+        part = None if mask is None else mask[block]
+        columns = native.Sampler(x[block], offset[block], weight, part, call).sample()
+        products = out[block].flatten(2).unflatten(1, by_group.shape[:2])
+        for image, group in product(*map(range, columns.shape[:2])):  # twice as fast as one matmul
+            torch.mm(by_group[group], columns[image, group].T, out=products[image, group])
+    return out
+
+
+def _native_refusal(
+    x: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, _: _Call
+) -> str | None:
+    return native.refusal(x, offset, weight, mask)
+
+
+DEFORMABLE_CONVOLUTION = Op(
+    "deformable_convolution",
+    _convolve_eagerly,
+    Implementation("native", _convolve_natively, _native_refusal),
+)
+
+
+@torch.library.custom_op("visgraft::deformable_convolution", mutates_args=())
+def _convolve(
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    return DEFORMABLE_CONVOLUTION(x, offset, weight, mask, _Call(stride, padding, dilation))
 
 
 @torch.library.custom_op("visgraft::deformable_convolution_backward", mutates_args=())
@@ -189,6 +225,8 @@ def _differentiate(
     need_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = _Call(stride, padding, dilation)
+    if native.refusal(x, offset, weight, mask) is None:
+        return _differentiate_natively(grad, x, offset, weight, mask, call, need_x)
     sampler = _Sampler(x, offset, weight, call)
     by_group = _weight_by_group(x, weight)
     grad_x = x.new_empty(x.shape if need_x else 0)
@@ -224,9 +262,41 @@ def _differentiate(
     return grad_x, grad_offset, grad_weight.view(weight.shape).to(weight.dtype), grad_mask
 
 
-def _weight_by_group(x: Tensor, weight: Tensor) -> Tensor:
-    """Returns the weight as ``(groups, O / groups, C / groups * K)``."""
-    return weight.reshape(x.shape[1] // weight.shape[1], -1, weight[0].numel())
+def _differentiate_natively(
+    grad: Tensor,
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    call: _Call,
+    need_x: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    by_group = _weight_by_group(x, weight, tap_first=True)
+    grad_x = x.new_empty(x.shape if need_x else 0)
+    grad_offset = torch.empty_like(offset, memory_format=torch.contiguous_format)
+    grad_weight = by_group.new_zeros(by_group.shape, dtype=torch.float32)
+    grad_mask = x.new_empty(0) if mask is None else mask.new_empty(mask.shape)
+    for block in _blocks(x, offset, weight.shape[2] * weight.shape[3]):
+        part = None if mask is None else mask[block]
+        sampler = native.Sampler(x[block], offset[block], weight, part, call)
+        upstream = grad[block].to(x.dtype).flatten(2).unflatten(1, by_group.shape[:2])
+        results = sampler.differentiate(upstream.mT @ by_group, need_x)
+        columns, from_map, grad_offset[block], from_mask = results
+        grad_weight += (upstream @ columns).sum(0)
+        if from_map is not None:
+            grad_x[block] = from_map
+        if from_mask is not None:
+            grad_mask[block] = from_mask
+    taps = weight.shape[2] * weight.shape[3]
+    grad_weight = grad_weight.unflatten(2, (taps, -1)).transpose(2, 3).reshape(weight.shape)
+    return grad_x, grad_offset, grad_weight.to(weight.dtype), grad_mask
+
+
+def _weight_by_group(x: Tensor, weight: Tensor, *, tap_first: bool = False) -> Tensor:
+    """Returns ``(groups, O / groups, C / groups * K)``, or ``K * C / groups`` at the end."""
+    groups = x.shape[1] // weight.shape[1]
+    weight = weight.movedim(1, -1) if tap_first else weight
+    return weight.reshape(groups, -1, weight[0].numel())
 
 
 def _out_shape(x: Tensor, weight: Tensor, call: _Call) -> tuple[int, ...]:

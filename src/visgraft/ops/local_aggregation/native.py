@@ -1,0 +1,73 @@
+"""Local aggregation in C: one pass over the map forward and one backward, sums in float32."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from visgraft.ops._dispatch import Implementation
+from visgraft.ops._exporting import exporting
+from visgraft.ops._native import NativeLibrary, tensor_refusal, threads_for
+from visgraft.ops.local_aggregation._derivatives import describe, out_shape
+
+__all__ = ["NATIVE"]
+
+_LIBRARY = NativeLibrary("local_aggregation", Path(__file__).with_name("cpu.c"))
+
+
+@torch.library.custom_op("visgraft::local_aggregation_native", mutates_args=())
+def _aggregate(
+    x: Tensor, weight: Tensor, kernel_size: int, stride: int, padding: int, dilation: int
+) -> Tensor:
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    source, weights = (t.to(dtype).contiguous() for t in (x, weight))
+    out = source.new_empty(out_shape(x, weight))
+    numbers = _numbers(source, weights, kernel_size, stride, padding, dilation)
+    _LIBRARY.call("forward", (source, weights, None, out, None, None), *numbers)
+    return out.to(x.dtype)
+
+
+@torch.library.custom_op("visgraft::local_aggregation_native_backward", mutates_args=())
+def _differentiate(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+    dilation: int,
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    upstream, source, weights = (t.to(dtype).contiguous() for t in (grad, x, weight))
+    grad_x = source.new_empty(x.shape if need_x else 0)
+    grad_weight = source.new_empty(weight.shape if need_weight else 0)
+    grads = (grad_x if need_x else None, grad_weight if need_weight else None)
+    numbers = _numbers(source, weights, kernel_size, stride, padding, dilation)
+    _LIBRARY.call("backward", (source, weights, upstream, None, *grads), *numbers)
+    return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
+
+
+def _numbers(x: Tensor, weight: Tensor, *call: int) -> tuple[int, ...]:
+    """Returns what C calls `call_t`."""
+    kernel_size, stride, padding, dilation = call
+    heads, groups, _, height, width = weight.shape[1:]
+    threads = threads_for(weight.numel() * (x.shape[1] // groups))
+    sizes = (*x.shape, heads, groups, kernel_size, height, width)
+    return *sizes, stride, padding, dilation, x.dtype == torch.bfloat16, threads
+
+
+def _refusal(x: Tensor, weight: Tensor, *_: int) -> str | None:
+    if exporting():
+        return "an exporter is recording and gets ordinary operators instead"
+    return tensor_refusal(x, weight) or _LIBRARY.refusal()
+
+
+_OPERATORS = torch.ops.visgraft
+describe(
+    _aggregate,
+    _differentiate,
+    (_OPERATORS.local_aggregation_native, _OPERATORS.local_aggregation_native_backward),
+)
+NATIVE = Implementation("native", _aggregate, _refusal)
