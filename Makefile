@@ -10,12 +10,13 @@ DEMO := runs/demo
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 
-.PHONY: help demo test test-fast check format clean
+.PHONY: help demo test test-fast bench check format clean
 
 help:
 	@echo "make demo        compare blocks on real images and write a report (sets everything up)"
 	@echo "make test        run all tests (sets everything up)"
 	@echo "make test-fast   run the tests that take seconds"
+	@echo "make bench       measure operations, blocks and networks, and write docs/performance.md (an hour)"
 	@echo "make check       linters, types, architecture"
 	@echo "make clean       remove .venv and caches; results in runs/ stay"
 
@@ -27,6 +28,14 @@ test: .venv/.installed-dev
 
 test-fast: .venv/.installed-dev
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(CORES) --dist worksteal -m "not slow"
+
+bench: .venv/.installed-dev
+	@for suite in ops blocks models; do \
+	  .venv/bin/visgraft bench $$suite --allocator both --out benchmarks/results/$$suite-cpu.json || exit 1; \
+	done
+	@.venv/bin/visgraft bench blocks --only cot --only coord_attention --only selective_kernel \
+	  --channels-last --out benchmarks/results/blocks-cpu-channels-last.json
+	@.venv/bin/python -m benchmarks.write_performance
 
 check: .venv/.installed-dev
 	@.venv/bin/ruff check .

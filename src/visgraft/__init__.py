@@ -20,7 +20,7 @@ from visgraft.surgery import apply_plan, find_sites, graft
 
 if TYPE_CHECKING:
     from visgraft import inspect, models
-    from visgraft.inspect import cost
+    from visgraft.inspect import cost, fuse, measure
     from visgraft.tasks.saving import load, save
 
 __all__ = [
@@ -31,11 +31,13 @@ __all__ = [
     "cost",
     "create_block",
     "find_sites",
+    "fuse",
     "graft",
     "inspect",
     "list_blocks",
     "load",
     "load_published",
+    "measure",
     "models",
     "ops",
     "register_block",
@@ -45,8 +47,10 @@ __all__ = [
 
 _LAZY = {
     "cost": ("visgraft.inspect", "cost"),
+    "fuse": ("visgraft.inspect", "fuse"),
     "inspect": ("visgraft.inspect", None),
     "load": ("visgraft.tasks.saving", "load"),
+    "measure": ("visgraft.inspect", "measure"),
     "models": ("visgraft.models", None),
     "save": ("visgraft.tasks.saving", "save"),
 }

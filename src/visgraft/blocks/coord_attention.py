@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visgraft.blocks._checks import check_feature_map, check_positive
+from visgraft.blocks._pooling import mean_over
 from visgraft.blocks._published import Layout, register_layouts
 from visgraft.blocks._registry import Paper, Source, register_block
 
@@ -84,12 +85,13 @@ class CoordAttention(nn.Module):
         """Gates ``x``."""
         check_feature_map("CoordAttention", x, self.channels)
         h, w = x.shape[2:]
-        strips = torch.cat([x.mean(3), x.mean(2)], 2).unsqueeze(3)  # (B, C, H + W, 1)
+        strips = torch.cat([mean_over(x, 3), mean_over(x, 2)], 2).unsqueeze(3)  # (B, C, H + W, 1)
         strips = functional.hardswish(self.norm(self.reduce(strips)))
         rows, columns = strips.split([h, w], 2)
         rows = self.expand_h(rows).sigmoid()  # (B, C, H, 1)
         columns = self.expand_w(columns).sigmoid().transpose(2, 3)  # (B, C, 1, W)
-        return x * columns * rows
+        gated = x * columns
+        return gated * rows if gated.requires_grad else gated.mul_(rows)
 
 
 _STEM = {"conv1": "reduce", "bn1": "norm"}

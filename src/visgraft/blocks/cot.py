@@ -234,7 +234,7 @@ class CoTAttention(nn.Module):
         weight, bias = (p.unflatten(0, (c, -1)).mean(1) for p in self.gate_expand.parameters())
         gate = functional.conv2d(gate, weight, bias)
         gate = gate.flatten(2).softmax(2).view(b, c, h, w)
-        return static + gate * value
+        return (gate * value).add_(static)
 
 
 register_layouts(

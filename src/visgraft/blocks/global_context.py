@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visgraft.blocks._checks import check_choice, check_feature_map, check_positive
+from visgraft.blocks._pooling import mean_over
 from visgraft.blocks._published import Layout, register_layouts
 from visgraft.blocks._registry import Paper, Source, register_block
 
@@ -132,11 +133,11 @@ class GlobalContext(nn.Module):
         if self.mul is None:
             return x if self.add is None else x + self.add(context)
         scale = self.mul(context).sigmoid()
-        return x * scale if self.add is None else torch.addcmul(self.add(context), x, scale)
+        return x * scale if self.add is None else (x * scale).add_(self.add(context))
 
     def _pool(self, x: Tensor) -> Tensor:
         if self.attend is None:
-            return x.mean((2, 3), keepdim=True)
+            return mean_over(x, 2, 3, keepdim=True)
         attention = self.attend(x).flatten(2).softmax(2)  # (B, 1, H * W)
         return (x.flatten(2) @ attention.transpose(1, 2)).unsqueeze(3)
 

@@ -21,6 +21,7 @@ from visgraft.blocks._checks import (
     check_positive,
     check_statistics,
 )
+from visgraft.blocks._pooling import mean_over
 from visgraft.blocks._published import Layout, register_layouts
 from visgraft.blocks._registry import Paper, Source, register_block
 
@@ -244,7 +245,7 @@ def _check_branches(owner: str, kernels: Sequence[Any], what: str) -> None:
 
 def _pooled(maps: Sequence[Tensor]) -> Tensor:
     """Returns the mean over the positions of the sum of the maps, which is not formed."""
-    means = [each.mean((2, 3), keepdim=True) for each in maps]
+    means = [mean_over(each, 2, 3, keepdim=True) for each in maps]
     return sum(means[1:], means[0])
 
 

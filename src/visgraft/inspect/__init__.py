@@ -1,5 +1,29 @@
-"""Looking at a model: what it costs."""
+"""Looking at a model: what it costs, counted and measured."""
 
 from visgraft.inspect.cost import Cost, cost
+from visgraft.inspect.fusion import Fused, fuse
+from visgraft.inspect.machine import (
+    Limits,
+    describe_machine,
+    machine_limits,
+    tuned_environment,
+)
+from visgraft.inspect.measurement import Measurement, Run, measure
+from visgraft.inspect.side_by_side import SideBySide, Timing, measure_side_by_side
 
-__all__ = ["Cost", "cost"]
+__all__ = [
+    "Cost",
+    "Fused",
+    "Limits",
+    "Measurement",
+    "Run",
+    "SideBySide",
+    "Timing",
+    "cost",
+    "describe_machine",
+    "fuse",
+    "machine_limits",
+    "measure",
+    "measure_side_by_side",
+    "tuned_environment",
+]

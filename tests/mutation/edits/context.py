@@ -172,7 +172,11 @@ EDITS: Table = {
                 "p.unflatten(0, (-1, c)).mean(0)",
             ),
             ("sum in place of mean", "(c, -1)).mean(1)", "(c, -1)).sum(1)"),
-            ("gate on the static context", "static + gate * value", "value + gate * static"),
+            (
+                "gate on the static context",
+                "(gate * value).add_(static)",
+                "(gate * static).add_(value)",
+            ),
             (
                 "values of the static context",
                 "self.value(x))\n        gate",

@@ -37,13 +37,13 @@ EDITS: Table = {
             ("no sigmoid", "self.mul(context).sigmoid()", "self.mul(context)"),
             (
                 "addition before multiplication",
-                "torch.addcmul(self.add(context), x, scale)",
+                "(x * scale).add_(self.add(context))",
                 "(x + self.add(context)) * scale",
             ),
             ("writes to its input", "return x * scale if", "return x.mul_(scale.detach()) if"),
             (
                 "maximum in place of average",
-                "x.mean((2, 3), keepdim=True)",
+                "mean_over(x, 2, 3, keepdim=True)",
                 "x.amax((2, 3), keepdim=True)",
             ),
             (
@@ -72,7 +72,11 @@ EDITS: Table = {
     },
     "coord_attention": {
         "blocks/coord_attention.py": [
-            ("strips swapped", "[x.mean(3), x.mean(2)]", "[x.mean(2), x.mean(3)]"),
+            (
+                "strips swapped",
+                "[mean_over(x, 3), mean_over(x, 2)]",
+                "[mean_over(x, 2), mean_over(x, 3)]",
+            ),
             ("strips cut at the width", "strips.split([h, w], 2)", "strips.split([w, h], 2)"),
             ("one layer for both axes", "self.expand_h(rows)", "self.expand_w(rows)"),
             (
@@ -82,10 +86,14 @@ EDITS: Table = {
             ),
             ("SiLU in place of hard swish", "functional.hardswish", "functional.silu"),
             ("gate of the columns not turned", ".sigmoid().transpose(2, 3)", ".sigmoid()"),
-            ("no gate of the columns", "return x * columns * rows", "return x * rows"),
-            ("gates added", "x * columns * rows", "x * (columns + rows)"),
+            ("no gate of the columns", "gated = x * columns", "gated = x"),
+            (
+                "gates added",
+                "gated * rows if gated.requires_grad else gated.mul_(rows)",
+                "gated + x * rows",
+            ),
             ("no sigmoid on the rows", "self.expand_h(rows).sigmoid()", "self.expand_h(rows)"),
-            ("maximum in place of average", "x.mean(3), x.mean(2)", "x.amax(3), x.mean(2)"),
+            ("maximum in place of average", "[mean_over(x, 3), ", "[x.amax(3), "),
             (
                 "epsilon of the normalisation",
                 "nn.BatchNorm2d(hidden, **dd)",

@@ -126,7 +126,7 @@ EDITS: Table = {
             ),
             (
                 "maximum in place of average",
-                "each.mean((2, 3), keepdim=True)",
+                "mean_over(each, 2, 3, keepdim=True)",
                 "each.amax((2, 3), keepdim=True)",
             ),
             (

@@ -1,0 +1,32 @@
+"""Benchmarks of operations, blocks and networks, side by side with what they stand for."""
+
+from visgraft.inspect.bench.block_cases import block_cases
+from visgraft.inspect.bench.cases import Case, Form
+from visgraft.inspect.bench.document import (
+    ALLOCATORS,
+    measure_cases,
+    measure_in_children,
+    read_document,
+    write_document,
+)
+from visgraft.inspect.bench.network_cases import network_cases
+from visgraft.inspect.bench.op_cases import op_cases
+from visgraft.inspect.bench.picture import draw_document
+from visgraft.inspect.bench.running import Settings, agreeing_calls, run_case
+
+__all__ = [
+    "ALLOCATORS",
+    "Case",
+    "Form",
+    "Settings",
+    "agreeing_calls",
+    "block_cases",
+    "draw_document",
+    "measure_cases",
+    "measure_in_children",
+    "network_cases",
+    "op_cases",
+    "read_document",
+    "run_case",
+    "write_document",
+]

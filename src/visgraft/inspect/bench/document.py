@@ -1,0 +1,159 @@
+"""Results as a document: what was measured, where, when and with what."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from visgraft.inspect.bench.cases import Case
+from visgraft.inspect.bench.running import Settings, run_case
+from visgraft.inspect.machine import (
+    allocator_settings,
+    describe_machine,
+    machine_limits,
+    tuned_environment,
+)
+
+__all__ = ["ALLOCATORS", "measure_cases", "measure_in_children", "read_document", "write_document"]
+
+ALLOCATORS = ("tuned", "default")
+_FORMAT = 1
+
+
+def measure_cases(
+    makers: Iterable[Callable[[], Case]],
+    settings: Settings,
+    *,
+    only: Sequence[str] = (),
+    quick: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measures cases in this process, as it is.
+
+    Args:
+        makers: Of the cases; one is alive at a time.
+        settings: How to measure.
+        only: Patterns of names; nothing for all.
+        quick: Measure the machine's limits coarsely.
+        tell: Takes one line of progress at a time.
+
+    Returns:
+        The document, with one run.
+
+    Raises:
+        ValueError: No case has such a name.
+        RuntimeError: Forms that must agree do not.
+    """
+    small = {"rounds": 1, "small": 1 << 18, "large": 1 << 22, "size": 128} if quick else {}
+    limits = machine_limits(
+        device=settings.device,
+        dtype=settings.dtype,
+        clock=settings.clock,
+        threads=settings.threads,
+        **small,
+    )
+    records, names = [], []
+    for make in makers:
+        case = make()
+        names.append(case.name)
+        if only and not any(fnmatch(case.name, pattern) for pattern in only):
+            continue
+        tell(f"{case.name} {' x '.join(map(str, case.shape))}")
+        records += run_case(case, settings, limits)
+    if not records:
+        raise ValueError(
+            f"bench: no case is called {' or '.join(map(repr, only))}; there are "
+            f"{', '.join(dict.fromkeys(names))}"
+        )
+    run = {
+        "allocator": "as it is",
+        "environment": dict(allocator_settings()),
+        "threads": records[0]["threads"],
+        "clock": settings.clock,
+        "limits": limits.as_dict(),
+        "records": records,
+    }
+    return {
+        "format": _FORMAT,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": str(settings.device),
+        "quick": quick,
+        "machine": describe_machine(settings.device),
+        "runs": [run],
+    }
+
+
+def measure_in_children(
+    command: Sequence[str], allocators: Sequence[str], *, threads: int | None = None
+) -> dict[str, Any]:
+    """Measures in one child process after another, with and without the allocator's settings.
+
+    Args:
+        command: Arguments for Python that measure in the process as it is and write the document
+            to the file named by one more argument.
+        allocators: ``'tuned'`` sets ``GLIBC_TUNABLES`` so that large blocks are kept;
+            ``'default'`` removes it.
+        threads: Of OpenMP in the children; None leaves them.
+
+    Returns:
+        One document, with one run for each.
+
+    Raises:
+        RuntimeError: A child failed; it has said why.
+    """
+    document: dict[str, Any] | None = None
+    for allocator in allocators:
+        bare = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+        tuned = tuned_environment(bare, threads=threads)
+        child = tuned if allocator == "tuned" else {**tuned, "GLIBC_TUNABLES": ""}
+        with tempfile.TemporaryDirectory(prefix="visgraft-bench-") as folder:
+            file = Path(folder) / "document.json"
+            done = subprocess.run([sys.executable, *command, str(file)], env=child, check=False)
+            if done.returncode:
+                raise RuntimeError(
+                    f"bench: the process with the {allocator} allocator ended with status "
+                    f"{done.returncode}; what it said stands above"
+                )
+            part = read_document(file)
+        part["runs"][0]["allocator"] = allocator
+        if document is None:
+            document = part
+        else:
+            document["runs"] += part["runs"]
+    if document is None:
+        raise RuntimeError("bench: no allocator was named, nothing was measured")
+    return document
+
+
+def read_document(file: Path) -> dict[str, Any]:
+    """Reads a document.
+
+    Raises:
+        ValueError: The file holds something else, or was written by another version.
+    """
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"bench: {file} is not JSON ({error}); measure again") from error
+    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+        raise ValueError(
+            f"bench: {file} is not a document of this version's `visgraft bench`; measure again"
+        )
+    return document
+
+
+def write_document(document: dict[str, Any], file: Path) -> None:
+    """Writes a document beside its place and moves it there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)

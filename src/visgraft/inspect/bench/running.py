@@ -1,0 +1,188 @@
+"""Runs the cases: agreement first, then time and memory."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visgraft.inspect._clock import Clock
+from visgraft.inspect._kept import keeping_process
+from visgraft.inspect.bench.cases import STEPS, Case, Form, bytes_moved, step_call
+from visgraft.inspect.machine import Limits
+from visgraft.inspect.side_by_side import measure_side_by_side
+
+__all__ = ["Settings", "agreeing_calls", "run_case"]
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+_IN_CACHE = 16 << 20  # bytes that a copy may move to be held against the copy within the cache
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        device: Where the forms compute.
+        dtype: Of tensors and parameters.
+        channels_last: Whether maps and modules are laid out so.
+        compiled: Whether our form is also timed through ``torch.compile``.
+        rounds: As of ``measure_side_by_side``, like the rest.
+        threads: None leaves them.
+        budget: Seconds for one comparison.
+    """
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    compiled: bool = False
+    rounds: int = 7
+    threads: int | None = None
+    budget: float | None = 20.0
+
+    @property
+    def clock(self) -> Clock:
+        """``'cpu'`` on a CPU."""
+        return "cpu" if self.device.type == "cpu" else "wall"
+
+
+def run_case(case: Case, settings: Settings, limits: Limits) -> list[dict[str, Any]]:
+    """Measures the steps of a case.
+
+    Returns:
+        One record per step, plain values ready for JSON: what was compared, who refused and why,
+        the timings, and for each form the fraction of the machine's limits that it reached:
+        ``of_copy``, the bytes that must be moved at the speed of a copy, and ``of_multiply``, its
+        multiplications at the speed of a matrix product.
+
+    Raises:
+        RuntimeError: Forms that must agree do not; nothing is timed then.
+    """
+    case = _converted(case, settings)
+    if settings.compiled:
+        case = _with_compiled(case)
+    with keeping_process(settings.threads, settings.device):
+        return [_run_step(case, step, settings, limits) for step in case.steps]
+
+
+def _run_step(case: Case, step: str, settings: Settings, limits: Limits) -> dict[str, Any]:
+    calls, refused = agreeing_calls(case, step, settings)
+    baseline = case.baseline if case.baseline in calls else next(iter(calls))
+    done = measure_side_by_side(
+        calls,
+        baseline=baseline,
+        rounds=settings.rounds,
+        clock=settings.clock,
+        device=settings.device,
+        budget=settings.budget,
+    )
+    first = calls[baseline]()[0]
+    moved = bytes_moved(case.tensors, first, step)
+    copy = limits.copy_small if moved <= _IN_CACHE else limits.copy_large
+    reached: dict[str, dict[str, float | None]] = {}
+    for name, timing in done.timings.items():
+        macs = case.forms[name].macs
+        flops = None if macs is None else 2 * macs * (1 if step == STEPS[0] else 3)
+        share = None if flops is None else round(flops / timing.seconds / limits.multiply, 4)
+        reached[name] = {
+            "of_copy": round(moved / timing.seconds / copy, 4),
+            "of_multiply": share,
+        }
+    return {
+        "case": case.name,
+        "shape": list(case.shape),
+        "step": step,
+        "dtype": str(settings.dtype).removeprefix("torch."),
+        "channels_last": settings.channels_last,
+        "ours": case.ours,
+        "moved_bytes": moved,
+        "reached": reached,
+        "refused": refused,
+        **done.as_dict(),
+    }
+
+
+def agreeing_calls(
+    case: Case, step: str, settings: Settings
+) -> tuple[dict[str, Callable[[], list[Tensor]]], dict[str, str]]:
+    """Returns the forms that take a step, after they agreed, and why the others do not.
+
+    Raises:
+        RuntimeError: Forms that must agree in output or in the gradients of the tensors do not.
+    """
+    calls: dict[str, Callable[[], list[Tensor]]] = {}
+    refused: dict[str, str] = {}
+    results: dict[str, list[Tensor]] = {}
+    wants_grad = step != STEPS[0]
+    probes = tuple(t.detach().requires_grad_(wants_grad) for t in case.tensors)
+    for name, form in case.forms.items():
+        reason = form.refusal(*probes)
+        if reason is not None:
+            refused[name] = reason
+            continue
+        try:
+            call = step_call(form, case.tensors, step, with_inputs=case.with_inputs)
+            results[name] = call()
+        except torch.OutOfMemoryError as error:
+            refused[name] = f"out of memory ({str(error).splitlines()[0]})"
+            continue
+        calls[name] = call
+    inputs = len(case.tensors) if wants_grad and case.with_inputs else 0
+    for name, form in case.forms.items():
+        other = form.same_as
+        if name in results and other in results:
+            pairs = zip(results[name], results[other][: 1 + inputs], strict=False)
+            for index, (mine, theirs) in enumerate(pairs):
+                _agree(case, step, name, other, index, mine, theirs, settings)
+    return calls, refused
+
+
+def _agree(
+    case: Case,
+    step: str,
+    name: str,
+    other: str,
+    index: int,
+    mine: Tensor,
+    theirs: Tensor,
+    settings: Settings,
+) -> None:
+    """Raises RuntimeError where two results differ by more than rounding."""
+    mine, theirs = mine.double(), theirs.double()
+    scale = theirs.abs().max().clamp(min=1e-6)
+    difference = ((mine - theirs).abs().max() / scale).item()
+    if not difference <= _TOLERANCE[settings.dtype]:
+        what = "output" if index == 0 else f"gradient {index}"
+        raise RuntimeError(
+            f"bench: {name} and {other} of {case.name} {case.shape} give different values in "
+            f"{step} ({what}: {difference:.1e} of the largest value); nothing is timed"
+        )
+
+
+def _converted(case: Case, settings: Settings) -> Case:
+    """Moves tensors and modules to the dtype and layout of the settings."""
+
+    def laid_out(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(settings.dtype)
+        if settings.channels_last and tensor.ndim == 4:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        return tensor
+
+    for form in case.forms.values():
+        if form.module is not None:
+            form.module.to(settings.dtype)
+            if settings.channels_last:
+                form.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return replace(case, tensors=tuple(map(laid_out, case.tensors)))
+
+
+def _with_compiled(case: Case) -> Case:
+    """Adds the compiled form of ours and of the one that circulates."""
+    forms: dict[str, Form] = dict(case.forms)
+    compiled: Mapping[str, Form] = {
+        f"{name}, compiled": replace(form, run=torch.compile(form.run, dynamic=False))
+        for name, form in case.forms.items()
+        if name in (case.ours, "circulating")
+    }
+    return replace(case, forms={**forms, **compiled})

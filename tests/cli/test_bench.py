@@ -1,0 +1,28 @@
+"""The command measures in a process of its own, and prints, writes and draws what it found."""
+
+from visgraft.cli.main import main
+from visgraft.inspect.bench import read_document
+
+
+def test_command_measures_in_a_child(tmp_path, capfd):
+    out, plot = tmp_path / "r.json", tmp_path / "r.png"
+    words = ["bench", "ops", "--quick", "--only", "space_to_depth", "--out", str(out)]
+    assert main([*words, "--plot", str(plot)]) == 0
+    assert "space_to_depth 1 x 32 x 10 x 10" in capfd.readouterr().err
+    found = read_document(out)
+    assert (found["quick"], found["runs"][0]["allocator"]) == (True, "tuned")
+    assert "mmap_threshold" in found["runs"][0]["environment"]["GLIBC_TUNABLES"]
+    assert plot.stat().st_size > 1000
+
+
+def test_command_prints_a_table(capsys):
+    words = ["bench", "ops", "--quick", "--only", "space_to_depth", "--allocator", "as-is"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "space_to_depth, 1 x 32 x 10 x 10, forward and backward" in printed
+    assert [line.split()[0] for line in printed.splitlines() if "1.000" in line] == [
+        "circulating",
+        "circulating",
+    ]
+    assert main([*words[:4], "nothing", *words[5:]]) == 2
+    assert "bench: no case is called 'nothing'; there are local_agg" in capsys.readouterr().err
