@@ -5,13 +5,38 @@ import sys
 from collections.abc import Sequence
 
 from visgraft._version import __version__
-from visgraft.cli import blocks, convert, data, env, graft, models, sites, study, train
+from visgraft.cli import (
+    bench,
+    blocks,
+    convert,
+    data,
+    env,
+    graft,
+    models,
+    predict,
+    sites,
+    study,
+    train,
+)
 from visgraft.cli import eval as evaluation
 from visgraft.cli._parser import Parser
 
 __all__ = ["build_parser", "main"]
 
-_COMMANDS = (blocks, models, convert, sites, graft, data, train, evaluation, study, env)
+_COMMANDS = (
+    blocks,
+    models,
+    convert,
+    sites,
+    graft,
+    data,
+    train,
+    evaluation,
+    predict,
+    study,
+    bench,
+    env,
+)
 _EXIT_INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 
