@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from visgraft.study.claims import reopen, sweep
+from visgraft.study.deciding import check_metric
 from visgraft.study.environment import available_cores, describe_environment
 from visgraft.study.errors import StudyError
 from visgraft.study.facts import open_images
@@ -16,6 +17,7 @@ from visgraft.study.local import LocalExecutor
 from visgraft.study.matching import find_widths
 from visgraft.study.plan import Study, load_study, trials
 from visgraft.study.preflight import preflight
+from visgraft.study.pricing import macs_of
 from visgraft.study.progress import StudyProgress
 from visgraft.study.store import Store, TrialRecord
 
@@ -105,10 +107,12 @@ def run_study(
         return StudyResult(folder, store.trials())
     try:
         data = open_images(store, study.recipe, progress=progress)
+        check_metric(study, data)
         if any(control.is_open for control in store.study.controls.values()):
             store = Store.prepare(folder, find_widths(store.study, data))
         study = store.study
         preflight(study, data)
+        store.settle("macs_of", macs_of(study.recipe, data))
         threads, lanes = _shares(store, study, workers, threads)
         _warn_of_another_environment(store)
         with StudyProgress(store, lanes, threads, enabled=progress) as display:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-from visgraft.data import EpochSampler, ImageData
-from visgraft.inspect import cost
+from visgraft.data import EpochSampler
 from visgraft.study.errors import StudyError
 from visgraft.study.plan import Study, trials
+from visgraft.study.pricing import count_macs, count_parameters
 from visgraft.study.store import Store, TrialRecord
-from visgraft.tasks.building import add_grafts, build_base, resolve_input, weights_digest
-from visgraft.tasks.images import load_images
+from visgraft.tasks.building import add_grafts, build_base, weights_digest
+from visgraft.tasks.images import RunData, load_images
 from visgraft.tasks.recipe import Recipe
 
 __all__ = ["TrialFacts", "check_pairing", "gather_facts", "open_images"]
@@ -22,8 +22,9 @@ class TrialFacts:
     """What a trial starts with.
 
     Attributes:
-        params: Parameters of the network, grafts included.
-        macs: Multiplications with addition for one image.
+        params: Parameters of the network, grafts and detector included.
+        macs: Multiplications with addition for one image; of a detector, those of its backbone and
+            pyramid.
         init_digest: Of all tensors of the network without grafts.
         order_digest: Of the order in which the training images are drawn.
     """
@@ -34,7 +35,7 @@ class TrialFacts:
     order_digest: str
 
 
-def open_images(store: Store, recipe: Recipe, *, progress: bool = False) -> ImageData:
+def open_images(store: Store, recipe: Recipe, *, progress: bool = False) -> RunData:
     """Loads the images of a study, with a bar where it takes a while and ``progress`` asks for it.
 
     Raises:
@@ -50,7 +51,7 @@ def open_images(store: Store, recipe: Recipe, *, progress: bool = False) -> Imag
     return data
 
 
-def gather_facts(recipe: Recipe, data: ImageData) -> TrialFacts:
+def gather_facts(recipe: Recipe, data: RunData) -> TrialFacts:
     """Builds the network of a trial and describes it.
 
     Raises:
@@ -68,10 +69,8 @@ def gather_facts(recipe: Recipe, data: ImageData) -> TrialFacts:
             f"study: grafting changed {changed[0]}, which is outside the grafts; the comparison "
             "would not be paired."
         )
-    example = torch.zeros(1, data.in_chans, *resolve_input(recipe, data).size)
-    price = cost(model, example)
     order = EpochSampler(len(data.train), recipe.seed).digest(recipe.epochs)
-    return TrialFacts(price.params, price.macs, init_digest, order)
+    return TrialFacts(count_parameters(model), count_macs(model, recipe, data), init_digest, order)
 
 
 def check_pairing(study: Study, records: Iterable[TrialRecord]) -> None:

@@ -6,20 +6,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from visgraft.data import ImageData
-from visgraft.inspect import cost
 from visgraft.study.control import Control
 from visgraft.study.errors import StudyError
 from visgraft.study.facts import TrialFacts
 from visgraft.study.plan import Study, TrialSpec, trials
+from visgraft.study.pricing import count_macs, count_parameters, counted_part
 from visgraft.study.widening import TOLERANCE, WideningError, widen
-from visgraft.tasks.building import build_base, build_model, resolve_input
+from visgraft.tasks.building import build_base, build_model
+from visgraft.tasks.images import RunData
 from visgraft.tasks.recipe import Recipe
 
 __all__ = ["check_match", "find_widths"]
 
 
-def find_widths(study: Study, data: ImageData) -> Study:
+def find_widths(study: Study, data: RunData) -> Study:
     """Returns the study with the width of every widened control.
 
     Raises:
@@ -70,14 +70,13 @@ def _size(facts: TrialFacts, control: Control) -> int:
     return facts.params if control.measure == "parameters" else facts.macs
 
 
-def _find(control: Control, base: Recipe, variant: TrialSpec, data: ImageData) -> dict[str, Any]:
+def _find(control: Control, base: Recipe, variant: TrialSpec, data: RunData) -> dict[str, Any]:
     """Returns the arguments that make the base network as large as the variant."""
-    example = (1, data.in_chans, *resolve_input(base, data).size)
 
     def size_of(model: nn.Module) -> int:
         if control.measure == "macs":
-            return cost(model, example).macs
-        return sum(parameter.numel() for parameter in model.parameters())
+            return count_macs(model, base, data)
+        return count_parameters(counted_part(model, base))
 
     def measure(arguments: Mapping[str, Any]) -> int:
         recipe = base.model_copy(update={"model_args": dict(arguments)})

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     BeforeValidator,
@@ -24,6 +24,7 @@ from visgraft.study.control import Control, can_be_frozen, expand
 from visgraft.study.errors import StudyError
 from visgraft.tasks.errors import RecipeError
 from visgraft.tasks.legal_names import check_model, nearest
+from visgraft.tasks.metric_names import TASK_METRICS, task_metrics
 from visgraft.tasks.recipe import GraftSpec, Recipe, load_recipe
 from visgraft.tasks.validation import Checked, sentences
 from visgraft.tasks.yaml_mapping import parse_yaml, read_yaml_mapping
@@ -114,7 +115,8 @@ class Study(Checked):
         controls: Networks that a variant must beat besides the baseline, by name.
         baseline: Name of the trials without any change.
         seeds: The seeds, or how many: ``3`` means 0, 1, 2.
-        metric: The metric that decides, of the last epoch, on the validation images.
+        metric: The metric that decides, of the last epoch, on the validation images; by default
+            the task's own (top1, AP, mask_AP).
     """
 
     name: Annotated[str, Field(min_length=1)] = "study"
@@ -127,7 +129,7 @@ class Study(Checked):
         BeforeValidator(_as_seeds),
         Field(min_length=1),
     ] = (0, 1, 2)
-    metric: Literal["top1", "top5", "loss"] = "top1"
+    metric: Annotated[str, Field(validate_default=True)] = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -204,6 +206,21 @@ class Study(Checked):
                 "rename the variant or set baseline"
             )
         return baseline
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_is_of_the_task(cls, metric: str, info: ValidationInfo) -> str:
+        recipe: Recipe | None = info.data.get("recipe")
+        tasks = [task_metrics(recipe.task)] if recipe else list(TASK_METRICS.values())
+        if not metric:
+            return tasks[0].default
+        legal = list(dict.fromkeys(name for task in tasks for name in task.metrics))
+        if metric not in legal:
+            whose = f" ({recipe.task})" if recipe else ""
+            raise ValueError(
+                f"must be one of {', '.join(legal)}{whose}, got {metric!r}{nearest(metric, legal)}"
+            )
+        return metric
 
     @field_validator("seeds")
     @classmethod

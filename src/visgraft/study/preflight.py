@@ -1,16 +1,16 @@
 """Builds every network of a study once, so that a mistake costs seconds and not hours."""
 
-from visgraft.data import ImageData
 from visgraft.study.errors import StudyError
 from visgraft.study.facts import TrialFacts, gather_facts
 from visgraft.study.matching import check_match
 from visgraft.study.plan import Study, TrialSpec, trials
 from visgraft.tasks.building import build_model
+from visgraft.tasks.images import RunData
 
 __all__ = ["preflight"]
 
 
-def preflight(study: Study, data: ImageData) -> None:
+def preflight(study: Study, data: RunData) -> None:
     """Builds the network of each variant and control as its first trial will.
 
     Raises:
@@ -30,7 +30,7 @@ def preflight(study: Study, data: ImageData) -> None:
 
 
 def _problems(
-    spec: TrialSpec, place: str, data: ImageData, facts: dict[str, TrialFacts]
+    spec: TrialSpec, place: str, data: RunData, facts: dict[str, TrialFacts]
 ) -> list[str]:
     """Returns what is wrong with a network, or notes its facts."""
     try:
@@ -40,7 +40,7 @@ def _problems(
     return []
 
 
-def _failing_graft(spec: TrialSpec, data: ImageData) -> str:
+def _failing_graft(spec: TrialSpec, data: RunData) -> str:
     """Returns which of several grafts is the first that fails, as ``.grafts[i]``."""
     grafts = spec.recipe.grafts
     for count in range(1, len(grafts) + 1) if len(grafts) > 1 else ():

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from visgraft.study.report_data import Row, Summary
-from visgraft.study.report_style import Look, Plot, looks, rounded, to_json
+from visgraft.study.report_style import Look, Plot, headed, looks, rounded, to_json
 
 __all__ = ["learning_curves"]
 
@@ -49,7 +49,7 @@ def learning_curves(summary: Summary, metric: str, label: str) -> Plot | None:
     rest = len(rows) - len(chosen)
     return Plot(
         name=f"curves-{metric}",
-        title=f"{label.capitalize()} by epoch",
+        title=f"{headed(label)} by epoch",
         caption="Thick line: mean over the seeds. Band: their range. Thin lines: the seeds. A "
         "click in the legend hides or shows a network."
         + (f" {rest} more networks, with lower results, are not drawn." if rest else ""),

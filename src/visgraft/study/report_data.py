@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from visgraft.study.report_checks import Check, check_fairness
+from visgraft.study.report_others import Other, other_metrics
 from visgraft.study.statistics import Comparison, compare, compare_each, headline
+from visgraft.tasks.metric_names import Metric, TaskMetrics, task_metrics
 
 if TYPE_CHECKING:
     from visgraft.study.control import Control
@@ -22,22 +24,6 @@ if TYPE_CHECKING:
     from visgraft.study.store import Store
 
 __all__ = ["Metric", "Row", "StudyData", "Summary", "Trial", "from_store", "summarise"]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric as a reader knows it."""
-
-    label: str
-    unit: str = ""
-    higher_is_better: bool = True
-
-
-METRICS = {
-    "top1": Metric("top-1", "points"),
-    "top5": Metric("top-5", "points"),
-    "loss": Metric("loss", higher_is_better=False),
-}
 
 
 @dataclass(frozen=True)
@@ -56,6 +42,7 @@ class Trial:
         error: Traceback of a failed trial.
         init_digest: Digest of the initial weights outside the grafts.
         order_digest: Digest of the order of the training images.
+        metrics: All metrics after the last epoch of a finished trial, by name.
     """
 
     variant: str
@@ -69,6 +56,7 @@ class Trial:
     error: str | None = None
     init_digest: str | None = None
     order_digest: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,6 +70,8 @@ class StudyData:
         controls: The same of each control.
         matched: The widened controls: name of the variant that each was made as large as.
         frozen: The identity controls: name of the variant whose blocks they have.
+        task: What the networks learn to do.
+        macs_of: What the MACs were counted on.
         seeds: All seeds.
         trials: All trials, begun or not.
         metric: The metric that decides.
@@ -111,6 +101,13 @@ class StudyData:
     controls: Mapping[str, str] = field(default_factory=dict)
     matched: Mapping[str, str] = field(default_factory=dict)
     frozen: Mapping[str, str] = field(default_factory=dict)
+    task: str = "classification"
+    macs_of: str = "one image"
+
+    @property
+    def known_metrics(self) -> TaskMetrics:
+        """The metrics of the task."""
+        return task_metrics(self.task)
 
     @property
     def values(self) -> dict[tuple[str, int], float]:
@@ -140,6 +137,7 @@ class Summary:
     Attributes:
         data: The facts.
         metric: How to read the metric.
+        others: The metrics that do not decide, by their name and that of the network.
         rows: The baseline, then the variants in the study's order.
         comparisons: One per variant, then one per control; the controls are a family of their own
             in Holm's correction.
@@ -152,6 +150,7 @@ class Summary:
 
     data: StudyData
     metric: Metric
+    others: Mapping[str, Mapping[str, Other]]
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...]
     against: tuple[tuple[str, Comparison], ...]
@@ -183,7 +182,7 @@ class Summary:
 
 def summarise(data: StudyData) -> Summary:
     """Draws the conclusions from the facts."""
-    metric = METRICS.get(data.metric, Metric(data.metric))
+    metric = data.known_metrics.metrics.get(data.metric, Metric(data.metric))
     how: dict[str, Any] = {"higher_is_better": metric.higher_is_better, "unit": metric.unit}
     pairs = ((names, data.baseline) for names in (list(data.variants), list(data.controls)))
     variants, controls = (compare(n, b, data.seeds, data.values, **how) for n, b in pairs)
@@ -203,6 +202,7 @@ def summarise(data: StudyData) -> Summary:
     return Summary(
         data=data,
         metric=metric,
+        others=other_metrics(data),
         rows=tuple(rows),
         comparisons=tuple(comparisons),
         against=tuple(against),
@@ -235,6 +235,7 @@ def from_store(store: "Store") -> StudyData:
                 error=record.error,
                 init_digest=record.init_digest,
                 order_digest=record.order_digest,
+                metrics=(record.result or {}) if record.status == "finished" else {},
             )
             for record in store.trials()
         ),
@@ -248,7 +249,7 @@ def from_store(store: "Store") -> StudyData:
         ),
         recipe=study.recipe.model_dump(mode="json", exclude={"grafts", "seed"}),
         environments=store.environments(),
-        fingerprint=_fingerprint(store),
+        fingerprint=_settled(store, "data"),
         study_file=yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False),
         folder=str(store.folder),
         controls={
@@ -257,12 +258,14 @@ def from_store(store: "Store") -> StudyData:
         },
         matched={n: c.of for n, c in study.controls.items() if c.kind == "widened"},
         frozen={n: c.of for n, c in study.controls.items() if c.kind == "identity"},
+        task=study.recipe.task,
+        macs_of=_settled(store, "macs_of") or "one image",
     )
 
 
-def _fingerprint(store: "Store") -> str | None:
+def _settled(store: "Store", key: str) -> str | None:
     with store.transaction() as connection:
-        row = connection.execute("SELECT value FROM meta WHERE key = 'data'").fetchone()
+        row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
     return row[0] if row else None
 
 

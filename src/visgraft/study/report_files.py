@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +16,13 @@ from markupsafe import Markup, escape
 from visgraft._version import __version__
 from visgraft.study import report_numbers as numbers
 from visgraft.study.report_data import StudyData, Summary
+from visgraft.study.report_others import Other, others_table
 from visgraft.study.statistics import Verdict
 
 __all__ = ["BADGES", "Badge", "render", "render_csv", "render_markdown", "render_trials_csv"]
 
+_EXTRAS = {"classification": "train", "detection": "detect", "instance_segmentation": "detect"}
+"""What brings the packages of a task."""
 _TESTS = ("p_t", "p_permutation", "p_holm", "effect", "detectable")
 
 
@@ -49,6 +53,7 @@ def render_csv(summary: Summary) -> str:
         *("difference", "difference_sd", "difference_low", "difference_high"),
         *_TESTS,
         *("params", "macs", "seconds"),
+        *summary.others,
     )
     lines: list[tuple[object, ...]] = []
     for row in summary.rows:
@@ -63,6 +68,7 @@ def render_csv(summary: Summary) -> str:
                 *(row.mean, row.sd),
                 *compared,
                 *(row.params, row.macs, row.seconds),
+                *(_finite(networks[row.name]) for networks in summary.others.values()),
             )
         )
     return _csv(header, lines)
@@ -73,9 +79,12 @@ def render_trials_csv(summary: Summary) -> str:
     value = summary.data.metric
     header = ("network", "seed", "status", value, "epochs", "seconds", "params", "macs")
     return _csv(
-        header,
+        (*header, *summary.others),
         (
-            (t.variant, t.seed, t.status, t.value, t.epochs, t.seconds, t.params, t.macs)
+            (
+                *(t.variant, t.seed, t.status, t.value, t.epochs, t.seconds, t.params, t.macs),
+                *(_finite(Other(t.metrics.get(name))) for name in summary.others),
+            )
             for t in summary.data.trials
         ),
     )
@@ -98,6 +107,7 @@ def render(template: str, summary: Summary, *, for_html: bool, **more: Any) -> s
             data=summary.data,
             metric=summary.metric,
             baseline=summary.rows[0],
+            others=others_table(summary),
             seeds=len(summary.data.seeds),
             badges=BADGES,
             commands=_commands(summary.data),
@@ -134,13 +144,19 @@ def _commands(data: StudyData) -> list[str]:
         for name in ("visgraft", "torch", "torchvision", "timm", "pytorch-lightning"):
             if name in facts:
                 version = str(facts[name]).partition("+")[0]
-                packages.append(f"'{name}{'[train]' if name == 'visgraft' else ''}=={version}'")
+                extra = f"[{_EXTRAS[data.task]}]" if name == "visgraft" else ""
+                packages.append(f"'{name}{extra}=={version}'")
     folder = shlex.quote(data.folder)
     return [
         *([f"python -m pip install {' '.join(packages)}"] if packages else ()),
         f"visgraft study run study.yaml --folder {folder}",
         f"visgraft study report {folder}",
     ]
+
+
+def _finite(other: Other) -> float | None:
+    """A mean for a file of numbers; nothing where there is none."""
+    return None if other.mean is None or math.isnan(other.mean) else other.mean
 
 
 def _markdown_cell(text: object) -> str:

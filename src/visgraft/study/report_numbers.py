@@ -5,12 +5,16 @@ import math
 __all__ = ["duration", "interval", "p_value", "quantity", "signed", "value", "versus"]
 
 NOTHING = "–"  # noqa: RUF001 (an en dash stands for "no number")
+NONE = "none"
+"""For what was measured and does not exist, such as the precision on objects that are not there."""
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def value(number: float | None) -> str:
-    """Two decimals: ``93.41``."""
-    return NOTHING if number is None else f"{number:.2f}"
+    """Two decimals: ``93.41``; ``none`` for NaN."""
+    if number is None:
+        return NOTHING
+    return NONE if math.isnan(number) else f"{number:.2f}"
 
 
 def signed(number: float | None) -> str:

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from visgraft.study.report_curves import learning_curves
 from visgraft.study.report_data import Summary
 from visgraft.study.report_numbers import interval, quantity, signed, value
-from visgraft.study.report_style import Plot, looks, rounded, to_json
+from visgraft.study.report_style import Plot, headed, looks, rounded, to_json
 
 __all__ = ["build_plots", "pareto_front"]
 
@@ -18,12 +18,14 @@ _NAMED = 14
 
 def build_plots(summary: Summary) -> list[Plot]:
     """Returns the plots for which the study has numbers."""
-    metric = summary.data.metric
+    metric, known = summary.data.metric, summary.data.known_metrics
+    besides = [name for name in known.first if name != metric]
     plots = [
         _differences(summary),
         _against_cost(summary, "params", "parameters"),
         _against_cost(summary, "macs", "MACs per image"),
         learning_curves(summary, metric, summary.metric.label),
+        *(learning_curves(summary, name, known.metrics[name].label) for name in besides),
         learning_curves(summary, "train_loss", "training loss"),
     ]
     return [plot for plot in plots if plot is not None]
@@ -165,7 +167,7 @@ def _against_cost(summary: Summary, cost: str, title: str) -> Plot | None:
     )
     return Plot(
         name=f"against-{cost}",
-        title=f"{label.capitalize()} against {title}",
+        title=f"{headed(label)} against {title}",
         caption="Outlined markers on the dotted line form the Pareto front: nothing that costs no "
         "more is as good, by the means and without regard to chance. Small circles: the seeds.",
         figure=to_json(figure),

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from visgraft.study.report_data import Summary
 
-__all__ = ["DARK", "LIGHT", "Look", "Plot", "looks", "rounded", "to_json"]
+__all__ = ["DARK", "LIGHT", "Look", "Plot", "headed", "looks", "rounded", "to_json"]
 
 LIGHT = ("#59626d", "#0072b2", "#d55e00", "#008f68", "#332288", "#3399cc", "#c05565")
 """Of the baseline, then of the variants in turn, on white."""
@@ -76,6 +76,11 @@ def looks(summary: Summary) -> dict[str, Look]:
             dash=_DASHES[index // _TONES % len(_DASHES)],
         )
     return found
+
+
+def headed(label: str) -> str:
+    """Returns a label as a title begins: ``Top-1``, ``AP_S``, ``Mask AP``."""
+    return label[:1].upper() + label[1:]
 
 
 def to_json(figure: go.Figure) -> str:

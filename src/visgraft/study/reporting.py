@@ -62,7 +62,10 @@ def terminal_table(data: StudyData) -> str:
     summary = summarise(data)
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("network", no_wrap=True)
-    for title in (summary.metric.label, "difference [95 %]", "p (Holm)"):
+    known = data.known_metrics
+    besides = [name for name in known.first if name in summary.others]
+    labels = [known.metrics[name].label for name in besides]
+    for title in (summary.metric.label, *labels, "difference [95 %]", "p (Holm)"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for title in ("params", "MACs", "time"):
@@ -76,6 +79,7 @@ def terminal_table(data: StudyData) -> str:
         table.add_row(
             row.name,
             numbers.value(row.mean),
+            *(numbers.value(summary.others[name][row.name].mean) for name in besides),
             *compared,
             numbers.quantity(row.params),
             numbers.quantity(row.macs),
