@@ -12,7 +12,8 @@ _PACKAGES = (
     "pydantic", "scipy", "plotly", "onnx", "onnxruntime", "onnxscript",
 )  # fmt: skip
 _VARIABLES = (
-    "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "GLIBC_TUNABLES", "VISGRAFT_NATIVE", "CC",
+    "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "GLIBC_TUNABLES",
+    "VISGRAFT_NATIVE", "CC",
 )  # fmt: skip
 
 
