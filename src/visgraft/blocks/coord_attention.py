@@ -91,7 +91,8 @@ class CoordAttention(nn.Module):
         rows = self.expand_h(rows).sigmoid()  # (B, C, H, 1)
         columns = self.expand_w(columns).sigmoid().transpose(2, 3)  # (B, C, 1, W)
         gated = x * columns
-        return gated * rows if gated.requires_grad else gated.mul_(rows)
+        keeps = gated.requires_grad or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        return gated * rows if keeps else gated.mul_(rows)
 
 
 _STEM = {"conv1": "reduce", "bn1": "norm"}

@@ -89,7 +89,7 @@ EDITS: Table = {
             ("no gate of the columns", "gated = x * columns", "gated = x"),
             (
                 "gates added",
-                "gated * rows if gated.requires_grad else gated.mul_(rows)",
+                "gated * rows if keeps else gated.mul_(rows)",
                 "gated + x * rows",
             ),
             ("no sigmoid on the rows", "self.expand_h(rows).sigmoid()", "self.expand_h(rows)"),
