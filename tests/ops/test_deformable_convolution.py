@@ -129,3 +129,9 @@ def test_rejects_shapes_that_do_not_belong_together(name, shape, message):
     tensors, numbers = make(kernel=(3, 3), padding=(1, 1))
     with pytest.raises(ValueError, match=message):
         deformable_convolution(**{**tensors, name: torch.zeros(shape)}, **numbers)
+
+
+def test_tangents_are_not_lost():
+    tensors = torch.ones(1, 8, 3, 3), torch.zeros(1, 2, 3, 3), torch.ones(2, 8, 1, 1)
+    with pytest.raises(NotImplementedError, match=r"^deformable_convolution: forward-mode"):
+        torch.func.jvp(deformable_convolution, tensors, tensors)

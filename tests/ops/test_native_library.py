@@ -139,6 +139,8 @@ def make_compiler(path, text):
         ("exit 3", r"the C compiler .*/broken does not run: it said nothing"),
         ('[ "$1" = --version ] && exit 0; echo "a.c:1: error: no" >&2; exit 1', r"failed: .* no$"),
         ('[ "$1" = --version ] && exit 0; exit 0', r"cannot be made or loaded: .*"),
+        (r"printf '\377\200'; printf '\377 error' >&2; exit 1", r"does not run: \\xff error$"),
+        (r"printf '\377'; [ $1 = --version ] || { printf '\377' >&2; exit 1; }", r": \\xff$"),
     ],
 )
 def test_a_broken_compiler_is_named(home, monkeypatch, text, message):
@@ -167,6 +169,9 @@ def test_cc_is_used_with_its_options_and_must_exist(home, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     reason = NativeLibrary("a", source).refusal()
     assert reason == "the C compiler that CC names was not found: no-such-compiler"
+    monkeypatch.setenv("CC", "'cc -O1")
+    reason = NativeLibrary("a", source).refusal()
+    assert reason == "CC cannot be split into words: No closing quotation: 'cc -O1"
 
 
 def test_switched_off_by_the_environment(home, monkeypatch):

@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+import time
 
 import pytest
 import torch
@@ -113,6 +114,21 @@ def test_products_are_counted():
     with FlopCounterMode(display=False) as counter:
         y.sum().backward()
     assert counter.get_total_flops() == 2 * 2 * pairs * (3 * 4 + 2 * 6) + 2 * tables
+
+
+def test_chunks_in_bfloat16_cost_no_more_than_a_few_times_float32():
+    """Some products of matrices have no fast form in bfloat16, and cost a hundred times as much."""
+
+    def seconds(dtype):
+        args = make((16, 16), 32, 32, dtype)
+        taken = []
+        for _ in range(3):
+            start = time.process_time()
+            run_form("chunked", *args).sum().backward()
+            taken.append(time.process_time() - start)
+        return min(taken)
+
+    assert seconds(torch.bfloat16) < 12 * seconds(torch.float32)
 
 
 @pytest.mark.parametrize(

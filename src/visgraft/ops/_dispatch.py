@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Implementation", "Op", "being_traced", "missing"]
+__all__ = ["Implementation", "Op", "being_traced", "forward_mode", "missing"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,21 @@ def being_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
+def forward_mode() -> bool:
+    """Whether forward-mode differentiation is at work: operators of our own would drop tangents."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def being_transformed() -> bool:
+    """Whether ``torch.func`` is, or forward mode: both see through PyTorch's own operators only."""
+    functions = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return functions.peek_interpreter_stack() is not None or forward_mode()
+
+
+# A graph holds the answer of the moment when it is compiled: compile within the transformation.
+being_transformed._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 class Op:
     """An operation: a reference that takes every call, and faster implementations tried first."""
 
@@ -48,8 +63,8 @@ class Op:
         self, name: str, reference: Callable[..., Tensor], *faster: Implementation
     ) -> None:
         self.name = name
-        always = Implementation("reference", reference, lambda *_: None)
-        self.implementations = (*faster, always)
+        self._reference = Implementation("reference", reference, lambda *_: None)
+        self.implementations = (*faster, self._reference)
 
     def __call__(self, *args: Any, backend: str | None = None) -> Tensor:
         """Runs the named implementation, or the first one that does not refuse the arguments.
@@ -58,15 +73,20 @@ class Op:
             ValueError: ``backend`` is unknown or refuses these arguments; the text says why.
         """
         if backend is None:
-            return next(i for i in self.implementations if i.refusal(*args) is None).run(*args)
+            return next(i for i in self.implementations if not self._refusal(i, *args)).run(*args)
         by_name = {i.name: i for i in self.implementations}
         if backend not in by_name:
             raise ValueError(f"{self.name} has no backend {backend!r}; it has {', '.join(by_name)}")
-        reason = by_name[backend].refusal(*args)
+        reason = self._refusal(by_name[backend], *args)
         if reason is not None:
             raise ValueError(f"{self.name}: backend {backend!r} cannot run here: {reason}")
         return by_name[backend].run(*args)
 
     def explain(self, *args: Any) -> dict[str, str]:
         """Returns, in order of preference, 'ok' or the reason each implementation refuses."""
-        return {i.name: i.refusal(*args) or "ok" for i in self.implementations}
+        return {i.name: self._refusal(i, *args) or "ok" for i in self.implementations}
+
+    def _refusal(self, implementation: Implementation, *args: Any) -> str | None:
+        if implementation is not self._reference and being_transformed():
+            return "torch.func or forward-mode differentiation is at work and needs the reference"
+        return implementation.refusal(*args)

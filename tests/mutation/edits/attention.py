@@ -119,7 +119,7 @@ EDITS: Table = {
             ),
             (
                 "only the last chunk counts for the key",
-                "grad_key[heads].baddbmm_(logits.mT, q)",
+                "grad_key[heads] += logits.mT @ q",
                 "grad_key[heads] = logits.mT @ q",
             ),
         ],

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -57,15 +58,16 @@ def compiled(source: Path, name: str, folder: Path) -> Path:
 @cache
 def _find(named: str, search: str) -> _Compiler:
     """Returns the compiler that CC names, or else cc, gcc or clang."""
-    candidates = [shlex.split(named)] if named.strip() else [["cc"], ["gcc"], ["clang"]]
+    try:
+        candidates = [shlex.split(named)] if named.strip() else [["cc"], ["gcc"], ["clang"]]
+    except ValueError as error:
+        raise CompilerError(f"CC cannot be split into words: {error}: {named}") from error
     for program, *options in candidates:
         path = shutil.which(program, path=search)
         if path is None:
             continue
         try:
-            done = subprocess.run(
-                [path, *options, "--version"], capture_output=True, text=True, timeout=60
-            )
+            done = _run([path, *options, "--version"], 60)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise CompilerError(f"the C compiler {path} does not run: {error}") from error
         if done.returncode != 0:
@@ -104,13 +106,20 @@ def _compile(compiler: _Compiler, source: Path, target: Path) -> None:
             f"-I{_HEADERS}", str(source), "-o", str(target), "-lm",
         ]  # fmt: skip
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT)
+            done = _run(command, _LIMIT)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise CompilerError(f"the C compiler {command[0]} does not run: {error}") from error
         if done.returncode == 0:
             return
         text = text or done.stderr
     raise CompilerError(f"the C compiler {compiler.command[0]} failed: {_first_line(text)}")
+
+
+def _run(command: Sequence[str], seconds: int) -> subprocess.CompletedProcess[str]:
+    """Runs a command, which may say what it likes in any encoding."""
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="backslashreplace", timeout=seconds
+    )
 
 
 def _first_line(text: str) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
-from visgraft.ops._dispatch import Implementation, Op
+from visgraft.ops._dispatch import Implementation, Op, forward_mode
 from visgraft.ops.deformable_convolution import native
 
 __all__ = ["DEFORMABLE_CONVOLUTION", "deformable_convolution"]
@@ -57,6 +57,7 @@ def deformable_convolution(
 
     Raises:
         ValueError: The shapes do not belong together.
+        NotImplementedError: Forward-mode differentiation is at work.
 
     Example:
         >>> x, weight = torch.arange(6.0).reshape(1, 1, 2, 3), torch.ones(1, 1, 1, 1)
@@ -67,6 +68,10 @@ def deformable_convolution(
     """
     call = _Call(tuple(stride), tuple(padding), tuple(dilation))
     _check(x, offset, weight, mask, call)
+    if forward_mode():
+        raise NotImplementedError(
+            "deformable_convolution: forward-mode differentiation is not supported; use backward()"
+        )
     return _convolve(x, offset, weight, mask, *call)
 
 

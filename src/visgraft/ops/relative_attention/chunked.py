@@ -77,9 +77,9 @@ def _backward(
     for heads, some in _chunks(query):
         q, rows, columns = query[heads, some], by_row[heads, some], by_column[heads, some]
         attention = _attention(q, key[heads], rows, columns)
-        grad_value[heads].baddbmm_(attention.mT, grad[heads, some])
+        grad_value[heads] += attention.mT @ grad[heads, some]
         logits = (grad[heads, some] @ value[heads].mT).sub_(common[heads, some]).mul_(attention)
-        grad_key[heads].baddbmm_(logits.mT, q)
+        grad_key[heads] += logits.mT @ q
         grads[0][heads, some] = logits @ key[heads]
         logits = logits.unflatten(2, (rows.shape[2], columns.shape[2]))
         grads[1][heads, some] = logits.sum(3)
