@@ -288,6 +288,14 @@ def test_sizes_as_the_command_line_writes_them():
             "box_score_thresh",
         ),
         (
+            {"detector_args": {"box_head": "big"}},
+            "detector_args: faster_rcnn takes no argument 'box_head'",
+        ),
+        (
+            {"detector_args": {"learning": [1]}},
+            "detector_args: 'learning' follows from the recipe's other fields; leave it out",
+        ),
+        (
             {"warmup_updates": 9, "warmup_epochs": 1},
             "warmup_updates: cannot be given together with warmup_epochs; choose one of them, "
             "got 9",

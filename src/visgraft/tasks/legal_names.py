@@ -32,6 +32,7 @@ _DETECTOR_FIELDS = {
     "std",
     "frozen_stages",
     "frozen_norm",
+    "learning",
     "min_size",
     "max_size",
     "image_mean",
@@ -41,8 +42,15 @@ _DETECTOR_PARTS = _DETECTOR_FIELDS | {
     "backbone",
     "anchor_generator",
     "rpn_anchor_generator",
+    "box_head",
     "box_predictor",
+    "box_roi_pool",
+    "head",
+    "mask_head",
     "mask_predictor",
+    "mask_roi_pool",
+    "proposal_matcher",
+    "rpn_head",
 }
 _NEEDS_SECOND_ORDER = {"adahessian"}
 _SCHEDULE_FIELDS = {

@@ -7,6 +7,7 @@ from typing import Literal
 
 from visgraft.data import ImageData, ImageSplit, load_data
 from visgraft.data.detection import DetectionData, DetectionParts, load_measured
+from visgraft.data.detection.load import check_objects
 from visgraft.tasks.checkpoint import RunRecord
 from visgraft.tasks.errors import CheckpointError
 from visgraft.tasks.images import RunData, load_images
@@ -53,7 +54,7 @@ def choose_images(
 
     Raises:
         CheckpointError: The classes or channels are others.
-        DataError: The images cannot be used.
+        DataError: The images cannot be used, or have no objects, or no masks where masks are found.
     """
     changes = {} if on_bad_image is None else {"on_bad_image": on_bad_image}
     recipe = Recipe(**record.recipe | changes)
@@ -129,6 +130,8 @@ def _check(record: RunRecord, checkpoint: str | Path, data: ImageData | Detectio
             f"checkpoint {checkpoint}: knows the classes {_list(record.classes)}, but "
             f"{data.name} has {_list(data.classes)}"
         )
+    if isinstance(data, DetectionData):
+        check_objects(data, "measure on", Recipe(**record.recipe).finds_masks)
     if isinstance(data, ImageData) and data.in_chans != record.in_chans:
         raise CheckpointError(
             f"checkpoint {checkpoint}: takes images of {record.in_chans} channels, but those of "

@@ -248,5 +248,7 @@ def _check_arguments(
         raise DataError(
             f"predict: the output of a {kind} must end with {' or '.join(endings)}, got {output}"
         )
+    if Path(output).is_dir():
+        raise DataError(f"predict: {output} is a folder; name a file for the output")
     if not (folder := Path(output).absolute().parent).is_dir():
         raise DataError(f"predict: there is no folder {folder} for the output; make it")

@@ -23,6 +23,7 @@ from visgraft.data.detection import (
     without_crowds,
     write_coco,
 )
+from visgraft.data.detection.load import check_objects
 
 SCENES = dict(zip(("train", "val"), fashion_scenes(train_images=6, val_images=3), strict=True))
 
@@ -112,7 +113,7 @@ def test_yolo_by_file_and_by_folder(tmp_path):
     alone = load_detection(yolo(tmp_path / "alone", ["train"]), val_fraction=0.5)
     assert (len(alone.train), len(alone.val), alone.has_own_split) == (1, 1, False)
     with pytest.raises(
-        DataError, match=r"2 of 2 objects of .* have no mask, object 1 for one; take"
+        DataError, match=r"2 of 2 objects of .* have no mask, object 1 for one; task inst"
     ):
         load_detection(path, masks=True)
 
@@ -304,3 +305,14 @@ def test_the_epoch_reaches_a_pickled_copy():
     assert len(samples) == 6
     samples.set_epoch(2)
     assert samples.epoch == pickle.loads(pickle.dumps(samples)).epoch == 2
+
+
+def test_crowds_need_masks_where_they_are_measured_on():
+    first = SCENES["val"].images[0]
+    crowd = dataclasses.replace(first.objects[0], is_crowd=True, mask=None)
+    image = dataclasses.replace(first, objects=(*first.objects[1:], crowd))
+    data = dataclasses.replace(SCENES["val"], images=[image])
+    check_objects(data, "train on", True)
+    check_objects(data, "measure on", False)
+    with pytest.raises(DataError, match=f"1 of {len(image.objects)} objects of .* have no mask"):
+        check_objects(data, "measure on", True)

@@ -106,6 +106,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"detector": "retinanet", "box_score_thresh": 1}, "retinanet takes no argument.*score_thresh"),
     ({"min_size": 600}, "faster_rcnn takes no argument 'min_size'"),
+    ({"out_indices": 3}, r"out_indices must be rising indices.*got 3$"),
+    ({"box_detections_per_img": "many"}, "_per_img must be a whole number, 1 or more, got 'many'"),
+    ({"box_detections_per_img": 2.0}, "box_detections_per_img must be .*got 2.0"),
+    ({"rpn_post_nms_top_n_test": -3}, "rpn_post_nms_top_n_test must be .*1 or more, got -3"),
+    ({"box_score_thresh": 7}, "box_score_thresh must be a number from 0 to 1, got 7"),
+    ({"box_score_thresh": "1e-3"}, "box_score_thresh must be a number.*got '1e-3'"),
+    ({"box_bg_iou_thresh": 0.6}, r"box_bg_iou_thresh must be at most box_fg_iou_thresh \(0.5\)"),
+    ({"detector": "retinanet", "fg_iou_thresh": 0.1}, r"bg_iou_thresh must be at most .*got 0.4"),
+    ({"detector": "fcos", "center_sampling_radius": -1}, "radius must be a number, 0 or more"),
+    ({"bbox_reg_weights": [1, 2]}, r"bbox_reg_weights must be four numbers.*got \[1, 2\]"),
+    ({"box_head": "big"}, "box_head must be a part of a detector of torchvision, got 'big'"),
 ]
 
 

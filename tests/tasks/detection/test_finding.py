@@ -158,12 +158,20 @@ def test_the_command_shows_and_writes_objects(checkpoint, scenes, tmp_path, caps
         ({"top": 3}, "the checkpoint is of a detector, which has no top; leave it out"),
         ({"output": "a.csv"}, "output of a detector must end with .json, got a.csv"),
         ({"score": 1.5}, "score must be 0 to 1, got 1.5"),
+        ({"pictures": __file__}, r"test_finding.py is a file; pictures go into a folder"),
     ],
 )
 def test_unfit_arguments_are_refused(checkpoint, scenes, monkeypatch, options, text):
     monkeypatch.setattr("visgraft.tasks.prediction.find_objects", None)
     with pytest.raises(DataError, match=text):
         predict(checkpoint, scenes / "val", **QUIET, **options)
+
+
+def test_the_output_is_no_folder(checkpoint, scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr("visgraft.tasks.prediction.find_objects", None)
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(DataError, match=r"a\.json is a folder; name a file for the output"):
+        predict(checkpoint, scenes / "val", output=tmp_path / "a.json", **QUIET)
 
 
 def files(*names: str) -> list[PictureFile]:

@@ -60,6 +60,16 @@ def test_each_way_to_the_same_images_gives_the_same_numbers(folder, tmp_path):
     for way in ways:
         measured = evaluate(result.checkpoint, progress=False, **way)
         assert measured == {name: result.final[name] for name in measured}, way
+    val_part = load_coco(val)
+    bare = [dataclasses.replace(image, objects=()) for image in val_part.images]
+    with pytest.raises(ValueError, match="2 images of instances_val have no object to measure on"):
+        evaluate(result.checkpoint, data=dataclasses.replace(val_part, images=bare), progress=False)
+    maskless = dataclasses.replace(val_part.images[0].objects[0], mask=None)
+    images = [dataclasses.replace(val_part.images[0], objects=(maskless,)), *bare[1:]]
+    with pytest.raises(ValueError, match="1 of 1 objects of instances_val have no mask, object 1"):
+        evaluate(
+            result.checkpoint, data=dataclasses.replace(val_part, images=images), progress=False
+        )
     smaller = evaluate(result.checkpoint, image_size=32, progress=False)
     assert smaller.keys() == measured.keys()
     with pytest.raises(ValueError, match="images is the folder of the pictures of another COCO"):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -18,7 +19,7 @@ from visgraft.data.detection.scenes import fashion_scenes
 from visgraft.data.detection.voc import load_voc, voc_lists
 from visgraft.data.detection.yolo_txt import load_yolo, yolo_parts
 
-__all__ = ["DetectionParts", "load_detection", "load_measured"]
+__all__ = ["DetectionParts", "check_objects", "load_detection", "load_measured"]
 
 SCENES = "fashion_scenes"
 _SCENES = (200, 50)
@@ -142,8 +143,8 @@ def load_detection(
         whole, is_split = parts[0](), True
         train, val = _split(whole, val_fraction, split_seed)
     train, val = _limited(train, train_limit, split_seed), _limited(val, val_limit, split_seed)
-    for part, purpose in ((train, "train on"), (val, "measure on")):
-        _check_objects(part, purpose, masks)
+    check_objects(train, "train on", masks)
+    check_objects(val, "measure on", masks)
     return DetectionParts(name, train, val, has_own_split=not is_split)
 
 
@@ -277,17 +278,31 @@ def _limited(data: DetectionData, limit: int | None, seed: int) -> DetectionData
     return data.subset(balanced_subset(names, [0] * len(names), limit, seed))
 
 
-def _check_objects(data: DetectionData, purpose: str, masks: bool) -> None:
-    items = [item for image in data.images for item in image.objects if not item.is_crowd]
+def check_objects(
+    data: DetectionData, purpose: Literal["train on", "measure on"], masks: bool
+) -> None:
+    """Raises DataError unless there are objects, with masks if they are needed.
+
+    Crowds are not trained on, and measured on with their masks.
+
+    Args:
+        data: One part.
+        purpose: What it is for.
+        masks: Whether each object must have a mask.
+    """
+    everything = [item for image in data.images for item in image.objects]
+    items = [item for item in everything if not item.is_crowd]
     if not items:
         raise DataError(
             f"load_detection: the {len(data)} images of {data.name} have no object to {purpose}"
         )
-    lacking = [item for item in items if item.mask is None]
+    used = items if purpose == "train on" else everything
+    lacking = [item for item in used if item.mask is None]
     if masks and lacking:
         raise DataError(
-            f"load_detection: {len(lacking)} of {len(items)} objects of {data.name} have no mask, "
-            f"object {lacking[0].id} for one; take task detection, which needs boxes alone"
+            f"load_detection: {len(lacking)} of {len(used)} objects of {data.name} have no mask, "
+            f"object {lacking[0].id} for one; task instance_segmentation needs all masks, and task "
+            "detection none"
         )
 
 

@@ -7,7 +7,6 @@ Papers: Ren, He, Girshick and Sun, "Faster R-CNN", NeurIPS 2015, https://arxiv.o
     Convolutional One-Stage Object Detection", ICCV 2019, https://arxiv.org/abs/1904.01355.
 """
 
-import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -35,6 +34,7 @@ from visgraft.tasks.detection.inputs import (
     mean_and_std,
     min_and_max,
 )
+from visgraft.tasks.detection.options import check_options
 from visgraft.tasks.detection.pyramid import PyramidBackbone
 from visgraft.tasks.legal_names import nearest
 
@@ -49,20 +49,6 @@ DETECTORS: Mapping[str, type[nn.Module]] = {
 """The detectors by name."""
 
 _TWO_STAGE = ("faster_rcnn", "mask_rcnn")
-_NOT_TO_PASS = {
-    "self",
-    "backbone",
-    "num_classes",
-    "min_size",
-    "max_size",
-    "image_mean",
-    "image_std",
-    "anchor_generator",
-    "rpn_anchor_generator",
-    "box_predictor",
-    "mask_predictor",
-    "kwargs",
-}
 
 
 def build_detector(
@@ -198,11 +184,4 @@ def _check(detector: str, num_classes: int, channels: int, options: Mapping[str,
             f"build_detector: channels must be a multiple of 32 for fcos, whose heads normalise in "
             f"32 groups, got {channels}"
         )
-    signature = inspect.signature(DETECTORS[detector].__init__)
-    legal = sorted(set(signature.parameters) - _NOT_TO_PASS)
-    for name in options:
-        if name not in legal:
-            raise ValueError(
-                f"build_detector: {detector} takes no argument {name!r}{nearest(name, legal)} (it "
-                f"takes {', '.join(legal)})"
-            )
+    check_options(detector, DETECTORS[detector], options)

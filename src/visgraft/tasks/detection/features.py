@@ -193,8 +193,9 @@ def _choose(
                 "take in out_indices"
             )
         return tuple(chosen)
-    given = list(out_indices)
-    legal = all(isinstance(i, int) and -count <= i < count for i in given)
+    given: Any = list(out_indices) if isinstance(out_indices, Sequence) else out_indices
+    is_list = isinstance(given, list)
+    legal = is_list and all(isinstance(i, int) and -count <= i < count for i in given)
     chosen = tuple(i % count for i in given) if legal else ()
     if not chosen or list(chosen) != sorted(set(chosen)):
         raise ValueError(

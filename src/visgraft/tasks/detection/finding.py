@@ -123,10 +123,12 @@ def plan_pictures(folder: str | Path | None, files: Sequence[PictureFile]) -> di
     """Returns where the picture with the objects of each file goes: none without a folder.
 
     Raises:
-        DataError: A picture would be written over one that is read.
+        DataError: The folder is a file, or a picture would be written over one that is read.
     """
     if folder is None:
         return {}
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise DataError(f"predict: {folder} is a file; pictures go into a folder, choose another")
     sources = {file.path.resolve() for file in files}
     planned: dict[int, Path] = {}
     taken: set[Path] = set()
