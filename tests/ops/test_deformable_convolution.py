@@ -131,6 +131,8 @@ def test_rejects_shapes_that_do_not_belong_together(name, shape, message):
         deformable_convolution(**{**tensors, name: torch.zeros(shape)}, **numbers)
 
 
+# torch scripts its formulas of tangents when the first one is asked for.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
 def test_tangents_are_not_lost():
     tensors = torch.ones(1, 8, 3, 3), torch.zeros(1, 2, 3, 3), torch.ones(2, 8, 1, 1)
     with pytest.raises(NotImplementedError, match=r"^deformable_convolution: forward-mode"):
