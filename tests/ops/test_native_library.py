@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.ops.native_checks import needs
 from visgraft.ops import local_aggregation
 from visgraft.ops._native import NativeLibrary, _cache, _compiler
 from visgraft.ops.local_aggregation import LOCAL_AGGREGATION, native
@@ -297,8 +298,7 @@ def test_a_failed_call_is_an_error(home):
 
 def test_a_forked_child_computes():
     x, weight = torch.randn(2, 8, 9, 9), torch.randn(2, 1, 1, 9, 9, 9)
-    if LOCAL_AGGREGATION.explain(x, weight, 3, 1, 1, 1)["native"] != "ok":
-        pytest.skip("no native form")
+    needs(native.NATIVE, x, weight, 3, 1, 1, 1)
     expected = local_aggregation(x, weight, 3)
     child = os.fork()
     if child == 0:
