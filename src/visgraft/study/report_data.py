@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from visgraft.study.measured_cost import MeasuredCost
 from visgraft.study.report_checks import Check, check_fairness
 from visgraft.study.report_others import Other, other_metrics
 from visgraft.study.statistics import Comparison, compare, compare_each, headline
@@ -72,6 +73,7 @@ class StudyData:
         frozen: The identity controls: name of the variant whose blocks they have.
         task: What the networks learn to do.
         macs_of: What the MACs were counted on.
+        measured: Latency and memory of each network, by name, where they were measured.
         seeds: All seeds.
         trials: All trials, begun or not.
         metric: The metric that decides.
@@ -103,6 +105,7 @@ class StudyData:
     frozen: Mapping[str, str] = field(default_factory=dict)
     task: str = "classification"
     macs_of: str = "one image"
+    measured: Mapping[str, MeasuredCost] = field(default_factory=dict)
 
     @property
     def known_metrics(self) -> TaskMetrics:
@@ -128,6 +131,7 @@ class Row:
     macs: int | None
     seconds: float | None
     comparison: Comparison | None
+    measured: MeasuredCost | None = None
 
 
 @dataclass(frozen=True)
