@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.models.golden_networks import NETWORKS, GoldenNetwork
 from visgraft.blocks import create_block
 from visgraft.inspect import cost
+from visgraft.ops import window_attention
 
 by_scripts = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 # One of each family whose operations are all published; the rest is in test_catalogue.py.
@@ -94,3 +95,13 @@ def test_fvcore_gives_deformable_convolution_nothing():
     arguments = (torch.zeros(1, 4, 5, 5), torch.zeros(1, 18, 5, 5))
     assert counted_by_fvcore(layer, arguments).total() == 0
     assert cost(layer, arguments).macs == 4 * 4 * 9 * 25
+
+
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_window_attention_counts_its_windows_with_and_without_a_compiler(native, monkeypatch):
+    class Attention(nn.Module):
+        def forward(self, x):
+            return window_attention(x, x, x, 7)
+
+    monkeypatch.setenv("VISGRAFT_NATIVE", native)
+    assert cost(Attention(), (1, 2, 16, 20, 30)).macs == 2 * (2 * 16) * (20 * 30) * 7**2

@@ -64,8 +64,9 @@ def cost(model: nn.Module, example: Any) -> Cost:
     attention products, the operations of this package and torchvision's deformable convolution
     count; additions, activations, normalisation, pooling and the sampling of deformable
     convolutions do not. One multiplication with its addition is one operation, so the numbers are
-    half of what counters of floating-point operations give. What is counted is what is computed: a
-    window attention that computes whole tiles has more operations than its windows.
+    half of what counters of floating-point operations give. Window attention counts by its windows,
+    also where there is no native form and whole tiles are computed; maps of at most 64 positions
+    count whole.
 
     Args:
         model: Any module; it is not touched.
