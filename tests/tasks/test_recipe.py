@@ -337,3 +337,16 @@ def test_defaults_of_another_task_may_be_written_down():
     fields = Recipe(**DETECTION).model_dump(mode="json")
     assert fields["mixup"] == 0.0
     assert Recipe(**fields).task == "detection"
+
+
+def test_a_recipe_of_another_task_is_named_with_those_that_fit():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("cpu_small", task="instance_segmentation")
+    assert caught.value.problems == (
+        "task: is for classification, not for instance_segmentation; recipes for that: "
+        "botnet_maskrcnn, cotnet_maskrcnn_1x, gc_maskrcnn_1x, scenes_small",
+    )
+    with pytest.raises(RecipeError, match="is for instance_segmentation, not for classification"):
+        load_recipe("scenes_small", task="classification")
+    with pytest.raises(RecipeError, match="task: must be"):
+        load_recipe("cpu_small", task="segmentation")

@@ -20,7 +20,8 @@ def add_command(commands: _SubParsersAction) -> None:
     parser.add_argument(
         "--recipe",
         default="cpu_small",
-        help="a recipe's name (cpu_small, finetune) or a YAML file (default: cpu_small)",
+        help="a recipe's name (cpu_small, finetune; of detectors scenes_small, ...; a wrong name "
+        "lists all) or a YAML file (default: cpu_small)",
     )
     parser.add_argument(
         "--folder", default="runs/train", help="where everything is written (default: runs/train)"

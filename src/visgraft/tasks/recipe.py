@@ -14,7 +14,7 @@ from pydantic import ValidationError, ValidationInfo, field_validator
 from visgraft.tasks import legal_names
 from visgraft.tasks.errors import RecipeError
 from visgraft.tasks.graft_spec import GraftSpec
-from visgraft.tasks.metric_names import task_metrics
+from visgraft.tasks.metric_names import TASK_METRICS, task_metrics
 from visgraft.tasks.recipe_fields import RecipeFields
 from visgraft.tasks.validation import sentences
 from visgraft.tasks.yaml_mapping import read_yaml_mapping
@@ -245,7 +245,8 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, **overrides: An
     try:
         return Recipe(**values | overrides)
     except RecipeError as error:
-        raise RecipeError(owner, error.problems) from None
+        problems = _other_task(values, overrides) or error.problems
+        raise RecipeError(owner, problems) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -257,6 +258,19 @@ def differing_fields(one: Recipe, other: Recipe) -> list[str]:
     """Returns the fields whose values differ, except those that do not touch the numbers."""
     fields = [name for name in Recipe.model_fields if name not in _UNSEEN]
     return [name for name in fields if getattr(one, name) != getattr(other, name)]
+
+
+def _other_task(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
+    """Returns what to say to someone who wants another task than the recipe is for."""
+    task, wanted = _task(values), overrides.get("task")
+    if wanted == task or wanted not in TASK_METRICS:
+        return []
+    fitting = [name for name in list_recipes() if _task(_read(name, Path(), ())) == wanted]
+    return [f"task: is for {task}, not for {wanted}; recipes for that: {', '.join(fitting)}"]
+
+
+def _task(values: Mapping[str, Any]) -> str:
+    return values.get("task", Recipe.model_fields["task"].default)
 
 
 def _read(source: str | Path, folder: Path, seen: tuple[str, ...]) -> dict[str, Any]:
