@@ -47,6 +47,10 @@ def test_parameters_match_within_one_percent(name, more):
         ("test_vit", "embed_dim"),
         pytest.param("regnety_004", "w0", marks=pytest.mark.slow),
         ("mobilenetv3_small_050", "channel_multiplier"),
+        ("spd_resnet18", "channels"),
+        ("gernet_s", "width_factor"),
+        ("rexnet_100", "width_mult"),
+        ("efficientvit_b0", "widths"),
     ],
 )
 def test_families_are_widened_by_their_own_arguments(name, argument):
@@ -112,3 +116,7 @@ def test_constructor_arguments_are_those_of_the_entry_and_the_defaults():
     assert known["num_classes"] == 7
     assert constructor_arguments("convnext_atto")["dims"] == (40, 80, 160, 320)
     assert constructor_arguments("resnet18")["cardinality"] == 1
+    handed_on = constructor_arguments("dcn_resnet50")
+    assert handed_on["channels"] == (64, 128, 256, 512)
+    assert handed_on["layers"] == (3, 4, 6, 3)
+    assert constructor_arguments("gernet_s")["width_factor"] == 1.0  # a field of its configuration

@@ -8,6 +8,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from functools import partial, wraps
 from typing import Any
 
@@ -64,6 +65,9 @@ def multiplied(name: str, changes: dict[str, Any]) -> Iterator[None]:
 def constructor_arguments(name: str, **kwargs: Any) -> dict[str, Any]:
     """Returns what a network's class was built with: its entry's arguments, and its defaults.
 
+    Defaults of the classes that it hands arguments on to count, too, and the fields of a
+    configuration that keyword arguments are laid over.
+
     Args:
         name: In timm's registry.
         kwargs: As `timm.create_model` takes them.
@@ -72,12 +76,7 @@ def constructor_arguments(name: str, **kwargs: Any) -> dict[str, Any]:
 
     def note(cls: type[nn.Module], arguments: dict[str, Any]) -> dict[str, Any]:
         if not found:
-            defaults = {
-                parameter.name: parameter.default
-                for parameter in inspect.signature(cls).parameters.values()
-                if parameter.default is not parameter.empty
-            }
-            found.update(defaults | arguments)
+            found.update(_defaults(cls) | _fields(arguments.get("cfg")) | arguments)
         return arguments
 
     with torch.device("meta"), _lock:
@@ -85,6 +84,26 @@ def constructor_arguments(name: str, **kwargs: Any) -> dict[str, Any]:
         with _intercepted(cls, note):
             timm.create_model(name, **kwargs)
     return found
+
+
+def _defaults(cls: type[nn.Module]) -> dict[str, Any]:
+    """Returns the defaults of a constructor and of those that it passes keywords on to."""
+    found: dict[str, Any] = {}
+    for one in cls.__mro__:
+        if "__init__" not in vars(one):
+            continue
+        parameters = inspect.signature(one).parameters.values()
+        known = {p.name: p.default for p in parameters if p.default is not p.empty}
+        found = known | found
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
+def _fields(configuration: Any) -> dict[str, Any]:
+    if not is_dataclass(configuration) or isinstance(configuration, type):
+        return {}
+    return {field.name: getattr(configuration, field.name) for field in fields(configuration)}
 
 
 @contextmanager

@@ -17,9 +17,9 @@ __all__ = ["TOLERANCE", "Widening", "WideningError", "widen"]
 TOLERANCE = 0.01
 """A widened network may differ by so much from the size that was asked for."""
 
-_LISTS = ("channels", "dims", "embed_dims")
-_WHOLE = ("embed_dim", "growth_rate")
-_FACTORS = ("channel_multiplier", "width")
+_LISTS = ("channels", "dims", "embed_dims", "embed_dim", "widths", "base_dims", "growth_rates")
+_WHOLE = ("embed_dim", "growth_rate", "dim", "base_dim")
+_FACTORS = ("width", "width_factor", "width_mult", "scale")
 _KEPT = ("mlp_ratio", "wm")
 """Moved by small steps alone."""
 _STEPS = (8, 4, 2, 1, 16)
@@ -113,8 +113,8 @@ def widen(
     if not scalable:
         raise WideningError(
             f"{model} cannot be widened: its constructor takes none of "
-            f"{', '.join((*_LISTS, *_WHOLE, *_FACTORS))}, w0 and wa; make it wider by a variant "
-            "with model or model_args"
+            f"{', '.join(dict.fromkeys((*_LISTS, *_WHOLE, *_FACTORS)))}, channel_multiplier, w0 and "
+            "wa; make it wider by a variant with model or model_args"
         )
     if best is None:
         raise WideningError(
@@ -199,14 +199,17 @@ def _knobs(known: Mapping[str, Any]) -> Iterator[_Knob]:
             more = {"mlp_ratio": float(ratio)} if isinstance(ratio, int | float) else {}
             for step in dict.fromkeys((2 * heads, heads)):
                 yield _Mixed({name: value, **more}, step, exact=value % step == 0)
+                if more:  # some networks know whole ratios only
+                    yield _Knob({name: value}, step, exact=value % step == 0)
     if "round_chs_fn" in known:
         multiplier = getattr(known["round_chs_fn"], "keywords", {}).get("multiplier", 1.0)
         yield _Knob({"channel_multiplier": float(multiplier)}, 8)
         features = known.get("num_features")
         if isinstance(features, int) and features:
             yield _Knob({"channel_multiplier": float(multiplier), "num_features": features}, 8)
-    elif isinstance(known.get("width"), float):
-        yield _Knob({"width": known["width"]}, 1)
+    for name in _FACTORS:
+        if isinstance(known.get(name), float):
+            yield _Knob({name: known[name]}, 1)
     cfg: Any = known.get("cfg")
     if hasattr(cfg, "w0") and hasattr(cfg, "wa"):
         yield _Mixed({"w0": int(cfg.w0), "wa": float(cfg.wa), "wm": float(cfg.wm)}, 8)
