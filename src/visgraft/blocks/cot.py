@@ -21,9 +21,11 @@ from visgraft.blocks._checks import (
     check_positive,
     check_statistics,
 )
+from visgraft.blocks._norm_activation import normalised, normalised_and_pooled
 from visgraft.blocks._published import Layout, register_layouts
 from visgraft.blocks._registry import Paper, Source, register_block
 from visgraft.ops import local_aggregation
+from visgraft.ops.selection import selection
 
 __all__ = ["CoTAttention", "ContextualTransformer"]
 
@@ -129,13 +131,14 @@ class ContextualTransformer(nn.Module):
         check_feature_map("ContextualTransformer", x, self.channels)
         check_statistics("ContextualTransformer", self.select_norm, x.shape[0], "one per image")
         x = self.pool(x)
-        static = functional.relu(self.key_norm(self.key(x)))
-        dynamic = self._aggregate(x, static)
-        pooled = dynamic.mean((2, 3), keepdim=True) + static.mean((2, 3), keepdim=True)
+        static, mean_of_static = normalised_and_pooled(self.key_norm, self.key(x), "relu")
+        mixed = self._aggregate(x, static)
+        dynamic, mean_of_dynamic = normalised_and_pooled(self.norm, mixed, "silu")
+        pooled = mean_of_dynamic + mean_of_static
         logits = self.select_expand(functional.relu(self.select_norm(self.select_reduce(pooled))))
         towards_dynamic, towards_static = logits.unflatten(1, (self.channels, 2)).unbind(2)
         share = (towards_dynamic - towards_static).sigmoid()  # softmax over two
-        return torch.lerp(static, dynamic, share.to(static.dtype))
+        return selection(static, dynamic, share)
 
     def _aggregate(self, x: Tensor, static: Tensor) -> Tensor:
         """Sums the values under the kernels of each position."""
@@ -143,12 +146,11 @@ class ContextualTransformer(nn.Module):
         g = self.groups
         # Each group reads one half of both: x0, static0, x1, static1, ...
         both = torch.cat([x, static], 1) if g == 1 else torch.stack([x, static], 2).flatten(1, 2)
-        kernels = functional.relu(self.kernel_reduce_norm(self.kernel_reduce(both)))
+        kernels = normalised(self.kernel_reduce_norm, self.kernel_reduce(both), "relu")
         kernels = self.kernel_norm(self.kernel_expand(kernels))
         kernels = kernels.reshape(b * g, 1, c // g // _SHARE, self.kernel_size**2, h, w)
-        value = self.value_norm(self.value(x)).reshape(b * g, c // g, h, w)
-        mixed = local_aggregation(value, kernels, self.kernel_size).reshape(b, c, h, w)
-        return functional.silu(self.norm(mixed))
+        value = normalised(self.value_norm, self.value(x), "none").reshape(b * g, c // g, h, w)
+        return local_aggregation(value, kernels, self.kernel_size).reshape(b, c, h, w)
 
 
 @register_block(

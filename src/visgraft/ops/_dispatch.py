@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-__all__ = ["Implementation", "Op", "being_traced", "forward_mode", "missing"]
+__all__ = ["Implementation", "Op", "being_traced", "being_transformed", "forward_mode", "missing"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Implementation:
     """
 
     name: str
-    run: Callable[..., Tensor]
+    run: Callable[..., Any]
     refusal: Callable[..., str | None]
 
 
@@ -30,7 +29,7 @@ def missing(package: str) -> Implementation:
     """Stands in for the implementation that needs ``package``, which is not installed."""
     reason = f"{package} is not installed"
 
-    def run(*_: Any) -> Tensor:
+    def run(*_: Any) -> Any:
         raise ImportError(reason)
 
     return Implementation(package, run, lambda *_: reason)
@@ -59,14 +58,12 @@ being_transformed._dynamo_marked_constant = True  # pyright: ignore[reportFuncti
 class Op:
     """An operation: a reference that takes every call, and faster implementations tried first."""
 
-    def __init__(
-        self, name: str, reference: Callable[..., Tensor], *faster: Implementation
-    ) -> None:
+    def __init__(self, name: str, reference: Callable[..., Any], *faster: Implementation) -> None:
         self.name = name
         self._reference = Implementation("reference", reference, lambda *_: None)
         self.implementations = (*faster, self._reference)
 
-    def __call__(self, *args: Any, backend: str | None = None) -> Tensor:
+    def __call__(self, *args: Any, backend: str | None = None) -> Any:
         """Runs the named implementation, or the first one that does not refuse the arguments.
 
         Raises:

@@ -2,9 +2,11 @@
 
 import torch
 
+from visgraft.ops.batch_norm_activation import BATCH_NORM_ACTIVATION
 from visgraft.ops.deformable_convolution import DEFORMABLE_CONVOLUTION
 from visgraft.ops.local_aggregation import LOCAL_AGGREGATION
 from visgraft.ops.relative_attention import RELATIVE_ATTENTION
+from visgraft.ops.selection import SELECTION
 from visgraft.ops.window_attention import WINDOW_ATTENTION
 
 __all__ = ["explain"]
@@ -30,9 +32,12 @@ def explain(device: torch.device | str = "cpu", size: int = 14) -> dict[str, dic
     query = x.unflatten(1, (4, 16))
     table = torch.empty(2 * size - 1, 16, device=device)
     offset, filters = x.new_empty(1, 18, size, size), x.new_empty(64, 64, 3, 3)
+    scale, share = x.new_empty(64), x.new_empty(1, 64, 1, 1)
     return {
+        BATCH_NORM_ACTIVATION.name: BATCH_NORM_ACTIVATION.explain(x, scale, scale, 1e-5, "relu"),
         DEFORMABLE_CONVOLUTION.name: DEFORMABLE_CONVOLUTION.explain(x, offset, filters, None, ()),
         LOCAL_AGGREGATION.name: LOCAL_AGGREGATION.explain(x, weight, 3, 1, 1, 1),
         RELATIVE_ATTENTION.name: RELATIVE_ATTENTION.explain(query, query, query, table, table),
+        SELECTION.name: SELECTION.explain(x, x, share),
         WINDOW_ATTENTION.name: WINDOW_ATTENTION.explain(query, query, query, 7, 1, 1),
     }

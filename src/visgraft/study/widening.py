@@ -111,10 +111,10 @@ def widen(
         if best is not None and best.error <= tolerance:
             return best
     if not scalable:
+        known = ", ".join(dict.fromkeys((*_LISTS, *_WHOLE, *_FACTORS)))
         raise WideningError(
-            f"{model} cannot be widened: its constructor takes none of "
-            f"{', '.join(dict.fromkeys((*_LISTS, *_WHOLE, *_FACTORS)))}, channel_multiplier, w0 and "
-            "wa; make it wider by a variant with model or model_args"
+            f"{model} cannot be widened: its constructor takes none of {known}, "
+            "channel_multiplier, w0 and wa; make it wider by a variant with model or model_args"
         )
     if best is None:
         raise WideningError(

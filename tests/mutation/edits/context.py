@@ -48,18 +48,18 @@ EDITS: Table = {
             ),
             (
                 "no ReLU after the key",
-                "static = functional.relu(self.key_norm(self.key(x)))\n        dynamic",
-                "static = self.key_norm(self.key(x))\n        dynamic",
+                'normalised_and_pooled(self.key_norm, self.key(x), "relu")',
+                'normalised_and_pooled(self.key_norm, self.key(x), "none")',
             ),
             (
                 "no ReLU between the kernel's layers",
-                "kernels = functional.relu(self.kernel_reduce_norm(self.kernel_reduce(both)))",
-                "kernels = self.kernel_reduce_norm(self.kernel_reduce(both))",
+                'normalised(self.kernel_reduce_norm, self.kernel_reduce(both), "relu")',
+                'normalised(self.kernel_reduce_norm, self.kernel_reduce(both), "none")',
             ),
             (
                 "ReLU in place of SiLU",
-                "functional.silu(self.norm(mixed))",
-                "functional.relu(self.norm(mixed))",
+                'normalised_and_pooled(self.norm, mixed, "silu")',
+                'normalised_and_pooled(self.norm, mixed, "relu")',
             ),
             (
                 "epsilon of the result's normalisation",
@@ -69,8 +69,8 @@ EDITS: Table = {
             ("selection without a least width", "max(channels // 2, 32)", "channels // 2"),
             (
                 "selection reads the dynamic context alone",
-                "pooled = dynamic.mean((2, 3), keepdim=True) + static.mean((2, 3), keepdim=True)",
-                "pooled = dynamic.mean((2, 3), keepdim=True)",
+                "pooled = mean_of_dynamic + mean_of_static",
+                "pooled = mean_of_dynamic",
             ),
             (
                 "logits in halves, not in pairs",

@@ -8,7 +8,8 @@ from visgraft.ops._native._library import (
     NativeLibrary,
     tensor_refusal,
     threads_for,
+    unwatched,
     with_whole_maps,
 )
 
-__all__ = ["NativeLibrary", "tensor_refusal", "threads_for", "with_whole_maps"]
+__all__ = ["NativeLibrary", "tensor_refusal", "threads_for", "unwatched", "with_whole_maps"]

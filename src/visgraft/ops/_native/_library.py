@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
+from visgraft.ops._dispatch import being_traced, being_transformed
 from visgraft.ops._native._cache import UnsafeFolderError, cache_folder
 from visgraft.ops._native._compiler import CompilerError, compiled
 
-__all__ = ["NativeLibrary", "tensor_refusal", "threads_for", "with_whole_maps"]
+__all__ = ["NativeLibrary", "tensor_refusal", "threads_for", "unwatched", "with_whole_maps"]
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _WORTH = 1 << 21  # multiplications that pay for one more thread
@@ -69,7 +71,7 @@ class NativeLibrary:
         addresses = (ctypes.c_void_p * len(tensors))(
             *(None if t is None else t.data_ptr() for t in tensors)
         )
-        if self._library[function](addresses, (ctypes.c_int64 * len(numbers))(*numbers)):
+        if getattr(self._library, function)(addresses, (ctypes.c_int64 * len(numbers))(*numbers)):
             raise MemoryError(f"{self.name}: not enough memory for the native form")
 
     def _load(self) -> None:
@@ -98,6 +100,21 @@ def tensor_refusal(*tensors: Tensor) -> str | None:
 def threads_for(multiplications: int) -> int:
     """Returns how many threads a call of this size should use."""
     return max(1, min(torch.get_num_threads(), multiplications // _WORTH))
+
+
+def unwatched(*tensors: Tensor) -> bool:
+    """Whether a call may skip PyTorch's dispatcher, which costs as much as a small map.
+
+    Not where it is recorded, transformed, counted, or made with a subclass of tensors: there the
+    operator of the same name has to be seen.
+    """
+    return not (
+        being_traced()
+        or being_transformed()
+        or torch._C._len_torch_dispatch_stack()  # pyright: ignore[reportAttributeAccessIssue]
+        or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
+        or any(type(t) is not Tensor and type(t) is not Parameter for t in tensors)
+    )
 
 
 def with_whole_maps(x: Tensor) -> Tensor:

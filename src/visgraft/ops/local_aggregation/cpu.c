@@ -156,7 +156,7 @@ static void forward_task(const void *job, int64_t task, float *scratch) {
 /* The gradient of the weights of output row y. */
 static void weight_row(const job_t *j, int64_t image, int64_t group, int64_t y, float *scratch) {
     const call_t *n = &j->n;
-    int64_t wide = n->out_width, area = n->out_height * wide, row = AT_LEAST_LANES(wide);
+    int64_t wide = n->out_width, area = n->out_height * wide;
     int is_bf16 = (int)n->is_bf16, direct = !is_bf16 && wide >= LANES;
     float *spare = scratch + j->at_spare;
     int64_t *places = (int64_t *)(scratch + j->at_offsets);
@@ -264,9 +264,16 @@ static int run(void *const *tensors, const int64_t *numbers, int is_backward) {
     tensors_t of = {tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], tensors[5]};
     joined_t joined = prepare_joined(n, of);
     int64_t tasks = n.batch * n.groups;
-    if (can_join(&joined))
-        return run_tasks(is_backward ? joined_backward : joined_forward, &joined, tasks, n.threads,
-                         joined.scratch);
+    if (can_join(&joined)) {
+        float *masks = malloc((size_t)(n.kernel * mask_row(&joined)) * sizeof *masks);
+        if (!masks) return 1;
+        fill_masks(&joined, masks);
+        joined.masks = masks;
+        int failed = run_tasks(is_backward ? joined_backward : joined_forward, &joined, tasks,
+                               n.threads, joined.scratch);
+        free(masks);
+        return failed;
+    }
     job_t j = prepare(n, of);
     tap_t *tap = malloc((size_t)j.taps * sizeof *tap);
     if (!tap) return 1;

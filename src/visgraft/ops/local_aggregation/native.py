@@ -1,13 +1,14 @@
 """Local aggregation in C: one pass over the map forward and one backward, sums in float32."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from visgraft.ops._dispatch import Implementation
 from visgraft.ops._exporting import exporting
-from visgraft.ops._native import NativeLibrary, tensor_refusal, threads_for
+from visgraft.ops._native import NativeLibrary, tensor_refusal, threads_for, unwatched
 from visgraft.ops.local_aggregation._derivatives import describe, out_shape
 
 __all__ = ["NATIVE"]
@@ -15,8 +16,7 @@ __all__ = ["NATIVE"]
 _LIBRARY = NativeLibrary("local_aggregation", Path(__file__).with_name("cpu.c"))
 
 
-@torch.library.custom_op("visgraft::local_aggregation_native", mutates_args=())
-def _aggregate(
+def _forward(
     x: Tensor, weight: Tensor, kernel_size: int, stride: int, padding: int, dilation: int
 ) -> Tensor:
     dtype = torch.promote_types(x.dtype, weight.dtype)
@@ -27,8 +27,7 @@ def _aggregate(
     return out.to(x.dtype)
 
 
-@torch.library.custom_op("visgraft::local_aggregation_native_backward", mutates_args=())
-def _differentiate(
+def _backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -64,10 +63,42 @@ def _refusal(x: Tensor, weight: Tensor, *_: int) -> str | None:
     return tensor_refusal(x, weight) or _LIBRARY.refusal()
 
 
+_aggregate = torch.library.custom_op(
+    "visgraft::local_aggregation_native", _forward, mutates_args=()
+)
+_differentiate = torch.library.custom_op(
+    "visgraft::local_aggregation_native_backward", _backward, mutates_args=()
+)
 _OPERATORS = torch.ops.visgraft
 describe(
     _aggregate,
     _differentiate,
     (_OPERATORS.local_aggregation_native, _OPERATORS.local_aggregation_native_backward),
 )
-NATIVE = Implementation("native", _aggregate, _refusal)
+
+
+class _Direct(torch.autograd.Function):
+    """The operator, without PyTorch's dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, *call: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(x, weight)
+        ctx.call = call
+        return _forward(x, weight, *call)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        saved, needs = ctx.saved_tensors, ctx.needs_input_grad[:2]
+        again = torch.is_grad_enabled() or not unwatched(grad, *saved)  # or is to be differentiated
+        grads = (_differentiate if again else _backward)(grad, *saved, *ctx.call, *needs)
+        return grads[0] if needs[0] else None, grads[1] if needs[1] else None, *[None] * 4
+
+
+def _run(
+    x: Tensor, weight: Tensor, kernel_size: int, stride: int, padding: int, dilation: int
+) -> Tensor:
+    run = _Direct.apply if unwatched(x, weight) else _aggregate
+    return run(x, weight, kernel_size, stride, padding, dilation)
+
+
+NATIVE = Implementation("native", _run, _refusal)
