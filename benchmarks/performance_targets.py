@@ -22,6 +22,7 @@ class Results:
             for run in document["runs"]
             if run["allocator"] == allocator
             for record in run["records"]
+            if "graph_breaks" not in record
         }
 
     def find(
@@ -67,12 +68,14 @@ class Target:
         first: The least that is wanted.
         goal: What is wanted.
         reached: Reads it from the results.
+        why: What stands in the way of the first number or of the goal; empty where both are met.
     """
 
     what: str
     first: str
     goal: str
     reached: Callable[[Results], str]
+    why: str = ""
 
 
 def _text(values: Sequence[float | None], *, inverse: bool = False) -> str:
@@ -171,17 +174,11 @@ def _network(name: str, base: str, calls: Sequence[tuple[int, str]]) -> Callable
 def _channels_last(results: Results) -> str:
     parts = []
     for case in ("cot", "coord_attention", "conv3x3"):
-        at = "cot" if case == "conv3x3" else case
-        name = "conv3x3" if case == "conv3x3" else "visgraft"
-        ratios = []
-        for shape in MAPS[:2]:
-            plain = results.find(at, shape, BOTH)
-            last = results.find(at, shape, BOTH, channels_last=True)
-            if plain is None or last is None:
-                return NOTHING
-            ratios.append(last["timings"][name]["seconds"] / plain["timings"][name]["seconds"])
-        parts.append(f"{case} {_text(ratios)}")
-    return "; ".join(parts) + " (two runs, not taken in turns)"
+        at, name = ("cot", case) if case == "conv3x3" else (case, "visgraft")
+        records = [results.find(at, shape, BOTH, channels_last=True) for shape in MAPS]
+        text = _text([results.ratio(record, name, f"{name}, contiguous") for record in records])
+        parts += [f"{case} {text}"] * (text != NOTHING)
+    return "; ".join(parts) or NOTHING
 
 
 def _on_gpu(case: str, name: str) -> Callable[[Results], str]:
@@ -216,30 +213,42 @@ TARGETS = (
         "1.44 / 0.86 / 0.80 / 0.82",
         "1.1 / 0.75 / 0.75 / 0.75; memory <= 2.5 times the convolution's at 56x56",
         _against_convolution("cot", memory="ratio"),
+        "the aggregation is a small part of the time: most is in the 1 x 1 convolutions and the "
+        "grouped one, then in the normalisation; the inputs of both are kept for the backward "
+        "pass, which is the memory",
     ),
     Target(
         "`cot_attention` against the copy",
         "1.6 times faster",
         "2 times",
         _times("cot_attention", "visgraft", "circulating"),
+        "the copy and this form share the grouped convolution and two of the three 1 x 1 "
+        "convolutions, which take most of what is left",
     ),
     Target(
         "ACmix block against conv3x3",
         "3.3 / 1.2 / 0.75 / 1.1",
         "2.0 / 0.9 / 0.7 / 0.9; memory <= 80 MiB at 56x56",
         _against_convolution("acmix", memory="MiB"),
+        "on maps larger than 7 x 7 the convolution with as many groups as a head has channels, of "
+        "few channels each, costs more than the attention, and the three projections and their "
+        "order in memory, which the two ways of the block want differently, cost as much again",
     ),
     Target(
         "ACmix's attention without compiled code, against unfolding: tiles",
         "4.7 times faster",
         "-",
         _times("window_attention", "tiles", "circulating"),
+        "a tile reads three to four times the keys of its windows, and on 56 x 56 the gathering "
+        "of many small tiles of few channels weighs most",
     ),
     Target(
         "ACmix's attention without compiled code, small maps: dense",
         "-",
         "12 times faster",
         _times("window_attention", "dense", "circulating"),
+        "on 14 x 14 each query multiplies 196 keys to use 49; there the native form, which does "
+        "not, is the one that is chosen",
     ),
     Target(
         "BoT's attention against the plain form",
@@ -247,8 +256,22 @@ TARGETS = (
         "from 40x40 on memory linear in positions and no slower",
         _attention,
     ),
-    Target("`selective_kernel` at 14x14 against conv3x3", "0.27", "0.22", _selective_kernel),
-    Target("gates against timm's", "<= 1.0, less memory", "<= 0.75", _gates),
+    Target(
+        "`selective_kernel` at 14x14 against conv3x3",
+        "0.27",
+        "0.22",
+        _selective_kernel,
+        "two grouped convolutions take most of it; channels_last is faster, as measured below",
+    ),
+    Target(
+        "gates against timm's",
+        "<= 1.0, less memory",
+        "<= 0.75",
+        _gates,
+        "both forms keep the map and one gated map for the backward pass, so the memory is the "
+        "same in training and half of timm's in inference; what is left are products and sums over "
+        "the map that autograd takes one by one, and on 7 x 7 the convolutions of the two strips",
+    ),
     Target(
         "`deform_conv` on a CPU against conv3x3", "-", "<= 3", _against_convolution("deform_conv")
     ),
@@ -257,18 +280,23 @@ TARGETS = (
         "1.00 / 0.98 / 0.97",
         "0.90 / 0.90 / 0.90",
         _network("cotnet50", "resnet50", ((8, BOTH), (1, FORWARD), (8, FORWARD))),
+        "as the block: the layers beside the aggregation; folding the normalisation, which `fused` "
+        "shows, brings inference to resnet50's",
     ),
     Target(
         "ResNet-ACmix-50 against resnet50: training step of 2",
         "1.57",
         "1.2",
         _network("resnet50_acmix", "resnet50", ((2, BOTH),)),
+        "as the block, on the large maps of the first stages",
     ),
     Target(
         "MobileNetV2-CA against MobileNetV2: inference of 1",
         "1.56",
         "1.2",
         _network("mobilenetv2_ca_100", "mobilenetv2_100", ((1, FORWARD),)),
+        "each of the gates is some fifteen small operators on a small map; `fused` shows both "
+        "networks with their normalisation folded",
     ),
     Target("channels_last against the usual layout", "<= 1", "as conv3x3", _channels_last),
     Target(

@@ -132,6 +132,37 @@ def test_bias_of_the_position_has_no_effect():
     assert not torch.allclose(block(x), before)
 
 
+@pytest.mark.parametrize("size", [(5, 4), (9, 8)], ids=str)
+def test_projections_can_be_watched_and_replaced(size):
+    """On small maps the three are one product, but only where that is what calling them does."""
+    block, seen = randomised(num_heads=2), []
+    x = torch.randn(2, 6, *size, dtype=torch.float64)
+    plain = block(x)
+    handles = [
+        block.query.register_forward_pre_hook(lambda *_: seen.append("before")),
+        block.key.register_forward_hook(lambda *_: seen.append("after")),
+        block.value.register_full_backward_hook(lambda *_: seen.append("backward")),
+    ]
+    assert_close(block(x), plain, rtol=1e-9, atol=1e-9)
+    block(x.requires_grad_()).sum().backward()
+    assert seen == ["before", "after"] * 2 + ["backward"]
+    for handle in handles:
+        handle.remove()
+
+    class Twice(nn.Conv2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    value = Twice(6, 6, 1).double()
+    value.load_state_dict(block.value.state_dict())
+    doubled = randomised(num_heads=2)
+    doubled.load_state_dict(block.state_dict())
+    doubled.value.weight.data *= 2
+    doubled.value.bias.data *= 2
+    block.value = value
+    assert_close(block(x), doubled(x), rtol=1e-9, atol=1e-9)
+
+
 def test_convolution_is_one_or_two_as_is_cheaper():
     """Both ways are one function; the flop counter sees no more than the published way takes."""
     from torch.utils.flop_counter import FlopCounterMode

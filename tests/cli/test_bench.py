@@ -1,6 +1,9 @@
 """The command measures in a process of its own, and prints, writes and draws what it found."""
 
+import pytest
+
 from visgraft.cli.main import main
+from visgraft.inspect import bench
 from visgraft.inspect.bench import read_document
 
 
@@ -26,3 +29,20 @@ def test_command_prints_a_table(capsys):
     ]
     assert main([*words[:4], "nothing", *words[5:]]) == 2
     assert "bench: no case is called 'nothing'; there are local_agg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "{0}"], "is a folder; name a file"),
+        (["--plot", "{0}/r.txt"], "is not the name of a picture"),
+        (["--plot", "{0}/file/r.svg"], "is not a folder"),
+        (["--out", "{0}/r.svg", "--plot", "{0}/r.svg"], "--out and --plot both name"),
+    ],
+)
+def test_command_refuses_files_before_it_measures(words, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "measure_in_children", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    assert main(["bench", "ops", *(word.format(tmp_path) for word in words)]) == 2
+    assert message in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

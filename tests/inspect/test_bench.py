@@ -13,10 +13,13 @@ from visgraft.blocks import list_blocks
 from visgraft.inspect import machine_limits
 from visgraft.inspect.bench import (
     Case,
+    CaseMaker,
     Form,
     Settings,
     agreeing_calls,
     block_cases,
+    check_picture,
+    check_target,
     document,
     draw_document,
     measure_cases,
@@ -28,6 +31,7 @@ from visgraft.inspect.bench import (
     write_document,
 )
 from visgraft.inspect.bench.cases import STEPS, bytes_moved
+from visgraft.inspect.bench.variants import converted, graph_breaks
 from visgraft.models import create_model
 from visgraft.ops.local_aggregation import LOCAL_AGGREGATION
 
@@ -137,6 +141,83 @@ def test_layout_and_dtype_reach_tensors_and_modules():
     assert conv.weight.dtype == torch.bfloat16
 
 
+def test_forms_as_they_were_stand_beside_another_layout_or_dtype():
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    forms = {"visgraft": Form(conv, conv, same_as="double"), "double": Form(lambda t: 2 * conv(t))}
+    forms["plain"] = Form(lambda t: t + 1)
+    case = Case("c", (2, 4, 5, 6), (torch.randn(2, 4, 5, 6),), forms, "plain", ours="visgraft")
+    assert converted(case, torch.float32).forms.keys() == forms.keys()
+    last = converted(case, torch.float32, channels_last=True)
+    assert last.forms.keys() == {*forms, "plain, contiguous", "visgraft, contiguous"}
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert last.tensors[0].is_contiguous(memory_format=torch.channels_last)
+    before = last.forms["visgraft, contiguous"]
+    assert before.module.weight.is_contiguous()
+    assert before.tensors[0].is_contiguous()
+    assert before.same_as == "visgraft"
+    agreeing_calls(
+        replace(last, forms={n: f for n, f in last.forms.items() if n != "double"}), STEPS[1], QUICK
+    )
+    with torch.no_grad():
+        before.module.weight.mul_(1.5)
+    last = replace(last, forms={n: f for n, f in last.forms.items() if n.startswith("vis")})
+    with pytest.raises(
+        RuntimeError, match=r"visgraft, contiguous and visgraft of c .* give different"
+    ):
+        agreeing_calls(last, "forward", QUICK)
+    half = converted(case, torch.bfloat16, channels_last=True)
+    assert half.forms.keys() == {
+        *forms,
+        "plain, contiguous float32",
+        "visgraft, contiguous float32",
+    }
+    before = half.forms["visgraft, contiguous float32"]
+    assert (before.module.weight.dtype, before.tensors[0].dtype) == (torch.float32,) * 2
+    assert (conv.weight.dtype, half.tensors[0].dtype) == (torch.bfloat16,) * 2
+    assert before.same_as is None
+
+
+def test_graph_breaks_are_counted():
+    def once(t):
+        t = t * 2
+        torch._dynamo.graph_break()
+        return t + 1
+
+    x = torch.ones(2)
+    assert graph_breaks(Form(lambda t: t * 2), (x,), STEPS[0]) == 0
+    assert graph_breaks(Form(once), (x.requires_grad_(),), STEPS[1]) == 1
+    seen = []
+
+    class Mode(nn.Linear):
+        def forward(self, x):
+            seen.append((self.training, torch.is_grad_enabled()))
+            return super().forward(x)
+
+    layer = Mode(2, 2)
+    for step in STEPS:
+        graph_breaks(Form(layer, layer), (torch.ones(1, 2),), step)
+    assert seen[0] == (False, False)
+    assert seen[-1] == (True, True)
+
+
+def test_cases_are_chosen_before_anything_is_measured():
+    def make():
+        raise AssertionError("a case was made that nobody asked for")
+
+    makers = [CaseMaker("cot", (8, 64, 56, 56), make), CaseMaker("cot_more", (2, 3), make)]
+    assert makers[0].label == "cot 8 x 64 x 56 x 56"
+    chosen = {
+        pattern: [maker.name for maker in makers if maker.is_meant([pattern])]
+        for pattern in ("cot", "cot*", "cot 8 x 64 x *", "cot 4 x *", "* 3")
+    }
+    assert list(chosen.values()) == [["cot"], ["cot", "cot_more"], ["cot"], [], ["cot_more"]]
+    assert all(maker.is_meant([]) for maker in makers)
+    with pytest.raises(
+        ValueError, match=r"^bench: no case is called 'cut'; there are cot, cot_more"
+    ):
+        measure_cases(makers, QUICK, only=["cot", "cut"])
+
+
 def test_compiled_forms_are_added_for_ours_and_the_copy(monkeypatch):
     seen = []
     monkeypatch.setattr(torch, "compile", lambda run, **options: seen.append(options) or run)
@@ -145,6 +226,7 @@ def test_compiled_forms_are_added_for_ours_and_the_copy(monkeypatch):
     limits = machine_limits(rounds=1, small=4096, large=8192, size=8)
     (record,) = run_case(case, replace(QUICK, compiled=True), limits)
     assert record["timings"].keys() == {*forms, "ours, compiled", "circulating, compiled"}
+    assert record["graph_breaks"] == {"ours, compiled": 0, "circulating, compiled": 0}
     assert seen == [{"dynamic": False}] * 2
 
 
@@ -178,6 +260,31 @@ def test_document(tmp_path):
     assert text.count("space_to_depth") == 2
     with pytest.raises(ValueError, match=r"no case is called 'nothing'; there are space_to_depth"):
         measure_cases(makers, QUICK, only=["nothing"], quick=True)
+
+
+def test_files_are_tried_before_they_are_needed(tmp_path, monkeypatch):
+    check_target(tmp_path / "new" / "folder" / "r.json")
+    check_picture(tmp_path / "r.SVG")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("kept")
+    check_target(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "kept"
+    with pytest.raises(ValueError, match=r"^bench: .* is a folder; name a file$"):
+        check_target(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^bench: .*r\.json cannot be written: .*/file is not a fol"
+    ):
+        check_target(tmp_path / "file" / "deeper" / "r.json")
+    with pytest.raises(ValueError, match=r"^bench: .*r\.doc is not the name of a picture; .*\.svg"):
+        check_picture(tmp_path / "r.doc")
+    monkeypatch.setattr(document.tempfile, "TemporaryFile", _read_only)
+    for check in (check_target, check_picture):
+        with pytest.raises(ValueError, match=r"cannot be written: Read-only file system; name an"):
+            check(tmp_path / "new.svg")
+
+
+def _read_only(dir):
+    raise OSError(30, "Read-only file system", str(dir))
 
 
 @pytest.mark.parametrize(

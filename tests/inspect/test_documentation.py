@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from benchmarks.performance_targets import TARGETS, Results
-from benchmarks.write_performance import PAGE, RESULTS, page
+from benchmarks.write_performance import PAGE, RESULTS, page, read_profile
 
 from tests.test_documentation import fenced
 from visgraft.inspect.bench import read_document
@@ -22,7 +22,7 @@ def test_examples_of_speed():
 def test_page_is_written_from_the_results():
     documents = {file.stem: read_document(file) for file in sorted(RESULTS.glob("*.json"))}
     assert documents
-    assert PAGE.read_text(encoding="utf-8") == page(documents)
+    assert PAGE.read_text(encoding="utf-8") == page(documents, read_profile())
     assert not any(document["quick"] for document in documents.values())
 
 

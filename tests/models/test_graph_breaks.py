@@ -6,12 +6,24 @@ import torch
 
 import visgraft.models  # noqa: F401
 
-NAMES = ("test_cotnet", "test_resnet_acmix", "test_swin_acmix", "test_dcn_resnet")
+NAMES = (
+    "test_botnet",
+    "test_cotnet",
+    "test_cotnext",
+    "test_dcn_resnet",
+    "test_gc_resnet",
+    "test_mobilenetv2_ca",
+    "test_resnet_acmix",
+    "test_se_cotnetd",
+    "test_sknet",
+    "test_spd_resnet",
+    "test_swin_acmix",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_training_step_is_one_graph(name):
-    model = timm.create_model(name, drop_path_rate=0.0)
+    model = timm.create_model(name, drop_rate=0.0, drop_path_rate=0.0)
     x = torch.randn(2, *model.pretrained_cfg["input_size"])
     torch.compiler.reset()
     explained = torch.compile(model, fullgraph=True, backend="eager")

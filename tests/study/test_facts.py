@@ -61,7 +61,7 @@ def test_another_network_has_other_weights():
         check_pairing(plan, [FAIR[0], record("wide", 0, "v0", "o9")])
 
 
-def test_trial_waits_for_the_lock_of_a_dead_worker(tmp_path, monkeypatch):
+def test_trial_waits_for_the_lock_of_a_dead_worker(tmp_path):
     held, release = threading.Event(), threading.Event()
 
     def hold():
@@ -72,10 +72,8 @@ def test_trial_waits_for_the_lock_of_a_dead_worker(tmp_path, monkeypatch):
     holder = threading.Thread(target=hold)
     holder.start()
     held.wait(10)
-    monkeypatch.setattr(trial, "LOCK_SECONDS", 0.0)
-    trial._wait_until_free(tmp_path)  # training will say who holds it
-    monkeypatch.setattr(trial, "LOCK_SECONDS", 30.0)
+    trial._wait_until_free(tmp_path, 0.0)  # training will say who holds it
     threading.Timer(0.2, release.set).start()
-    trial._wait_until_free(tmp_path)
+    trial._wait_until_free(tmp_path, 30.0)
     assert release.is_set()
     holder.join()

@@ -3,8 +3,6 @@ import io
 import json
 import math
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html import unescape
 
@@ -21,8 +19,6 @@ from visgraft.study.report_plots import build_plots, pareto_front
 from visgraft.study.report_style import DARK, LIGHT
 from visgraft.study.reporting import report, study_data, terminal_table
 from visgraft.study.store import Store
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def text_of(page):
@@ -72,7 +68,7 @@ def test_pareto_front(points, front):
 
 def test_page_is_self_contained(page):
     markup = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)
-    assert not re.search(r"""(src|href)\s*=|url\(|@import|https?:""", markup)
+    assert not re.search(r"""src\s*=|href\s*=\s*"[^#]|url\(|@import|https?:""", markup)
     assert "default-src 'none'" in page
     assert page.count("plotly.js v") == 1
 
@@ -93,7 +89,7 @@ def test_page_shows_the_numbers(page, summary):
 
 def test_table_can_be_sorted(page):
     table = page[page.index('<table class="sortable') : page.index("</table>")]
-    buttons = re.findall(r'<th scope="col" aria-sort="none"[^>]*><button type="button">', table)
+    buttons = re.findall(r'<th scope="col" aria-sort="none"[^>]*><button type="button"', table)
     assert len(buttons) == table.count("<button") == 9
     rows = re.findall(r'<tr[^>]*>\s*<th scope="row".*?</tr>', table, re.DOTALL)
     keys = [re.findall(r'data-key="([^"]*)"', row) for row in rows]
@@ -260,6 +256,7 @@ def test_trials_csv_holds_every_trial():
     assert rows[4] | {"seconds": ""} == {
         "network": "up", "seed": "1", "status": "finished", "top1": "93.1", "epochs": "2",
         "seconds": "", "params": "1250000", "macs": "11000000",
+        "init_digest": "weights-1", "order_digest": "order-1",
     }  # fmt: skip
     assert rows[6]["top1"] == ""
 
@@ -333,47 +330,3 @@ def test_report_that_cannot_be_written(tmp_path):
     with pytest.raises(StudyError, match=r"report: .*study cannot be written to: .*report\.md"):
         report(store.folder)
     assert not (store.folder / "report.html").exists()
-
-
-PROBE = """<script>
-addEventListener("load", () => {
-  const all = (selector) => [...document.querySelectorAll(selector)];
-  const names = () => all(".sortable tbody th").map((th) => th.dataset.key);
-  const seen = [];
-  for (const title of ["Difference", "Difference", "Network"]) {
-    const button = all(".sortable button").find((b) => b.textContent === title);
-    button.click();
-    seen.push([button.parentNode.getAttribute("aria-sort"), names()]);
-  }
-  document.body.dataset.probe = JSON.stringify({
-    seen,
-    plots: all(".figure").filter((figure) => figure.querySelector(".main-svg")).length,
-    width: document.documentElement.scrollWidth - innerWidth,
-    resources: performance.getEntriesByType("resource").length,
-  });
-});
-</script></body>"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
-def test_page_in_a_browser(page, tmp_path):
-    """It draws, sorts, fits, asks for nothing and complains of nothing."""
-    file = tmp_path / "report.html"
-    file.write_text(page.replace("</body>", PROBE), encoding="utf-8")
-    command = [
-        *(BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"),
-        *(f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,900", "--dump-dom"),
-        file.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr
-    probe = json.loads(unescape(re.search(r'data-probe="([^"]*)"', done.stdout)[1]))
-    assert probe["seen"] == [
-        ["ascending", ["same", "up", "baseline"]],
-        ["descending", ["up", "same", "baseline"]],
-        ["ascending", ["baseline", "same", "up"]],
-    ]
-    assert probe["plots"] == 5
-    assert probe["width"] <= 0
-    assert probe["resources"] == 0

@@ -16,8 +16,11 @@ from visgraft.blocks._checks import check_divides, check_feature_map, check_odd,
 from visgraft.blocks._published import Layout, register_layouts
 from visgraft.blocks._registry import Paper, Source, register_block
 from visgraft.ops import window_attention
+from visgraft.ops._exporting import exporting
 
 __all__ = ["ACmix"]
+
+_SMALL = 64  # positions up to which one product of matrices is faster than a convolution
 
 
 @register_block(
@@ -131,14 +134,28 @@ class ACmix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns the weighted sum of attention and convolution."""
         check_feature_map("ACmix", x, self.channels)
-        projected = [layer(x) for layer in (self.query, self.key, self.value)]
-        b, maps, depth = x.shape[0], self.num_heads, self.query.out_channels // self.num_heads
-        heads = [part.reshape(b, maps, depth, *x.shape[2:]).transpose(1, 2) for part in projected]
-        joined = torch.cat(heads, 2)  # (B, D, 3 * M, H, W)
+        joined = self._project(x)
         query, key, value = joined.split(self.num_heads, 2)
         attended = self._attend(query, key - self._encode(x).unsqueeze(2), value)
         convolved = self._convolve(joined)
         return convolved * self.convolution_scale + attended * self.attention_scale
+
+    def _project(self, x: Tensor) -> Tensor:
+        """Returns ``(B, D, 3 * M, H, W)``, the heads of query, key and value side by side.
+
+        On small maps the three projections are one product of matrices, whose results lie as
+        ``window_attention`` reads them there.
+        """
+        layers = (self.query, self.key, self.value)
+        (b, _, h, w), maps, depth = x.shape, self.num_heads, self.shift.groups
+        small = not exporting() and h * w <= _SMALL and x.device.type == "cpu"
+        if small and all(map(_is_bare, layers)):
+            weight = torch.cat([layer.weight for layer in layers]).flatten(1)
+            bias = torch.cat([layer.bias for layer in layers if layer.bias is not None])
+            heads = functional.linear(x.flatten(2).transpose(1, 2), weight, bias)
+            return heads.view(b, h, w, 3 * maps, depth).permute(0, 4, 3, 1, 2)
+        parts = [layer(x).reshape(b, maps, depth, h, w).transpose(1, 2) for layer in layers]
+        return torch.cat(parts, 2)
 
     def _encode(self, x: Tensor) -> Tensor:
         """Returns ``(1, D, H, W)``, linear in the column and the row, each from -1 to 1."""
@@ -178,6 +195,13 @@ class ACmix(nn.Module):
         return functional.conv2d(
             joined.flatten(1, 2), weight, None, shift.stride, shift.padding, shift.dilation, depth
         )
+
+
+def _is_bare(layer: nn.Module) -> bool:
+    """Whether calling a layer does no more than its weight and bias say."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
+    hooked = any(hooks) or bool(layer._backward_pre_hooks)
+    return type(layer) is nn.Conv2d and layer.bias is not None and not hooked
 
 
 register_layouts(

@@ -85,14 +85,27 @@ class CoordAttention(nn.Module):
         """Gates ``x``."""
         check_feature_map("CoordAttention", x, self.channels)
         h, w = x.shape[2:]
-        strips = torch.cat([mean_over(x, 3), mean_over(x, 2)], 2).unsqueeze(3)  # (B, C, H + W, 1)
-        strips = functional.hardswish(self.norm(self.reduce(strips)))
+        if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+            strips = torch.cat([mean_over(x, 3), mean_over(x, 2)], 2)  # (B, C, H + W)
+            rows, columns = self._gates(strips, h, w)
+            return _product(x, columns.transpose(2, 3), rows)
+        x = x.permute(0, 2, 3, 1)  # sums and products are slow out of the order of memory
+        strips = torch.cat([mean_over(x, 2), mean_over(x, 1)], 1).transpose(1, 2)
+        rows, columns = self._gates(strips, h, w)
+        rows, columns = rows.permute(0, 2, 3, 1), columns.permute(0, 3, 2, 1)
+        return _product(x, columns.contiguous(), rows.contiguous()).permute(0, 3, 1, 2)
+
+    def _gates(self, strips: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
+        """Returns the gates ``(B, C, H, 1)`` of the rows and ``(B, C, W, 1)`` of the columns."""
+        strips = functional.hardswish(self.norm(self.reduce(strips.unsqueeze(3))))
         rows, columns = strips.split([h, w], 2)
-        rows = self.expand_h(rows).sigmoid()  # (B, C, H, 1)
-        columns = self.expand_w(columns).sigmoid().transpose(2, 3)  # (B, C, 1, W)
-        gated = x * columns
-        keeps = gated.requires_grad or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        return gated * rows if keeps else gated.mul_(rows)
+        return self.expand_h(rows).sigmoid(), self.expand_w(columns).sigmoid()
+
+
+def _product(x: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
+    gated = x * columns
+    keeps = gated.requires_grad or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return gated * rows if keeps else gated.mul_(rows)
 
 
 _STEM = {"conv1": "reduce", "bn1": "norm"}

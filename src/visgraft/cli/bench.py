@@ -2,7 +2,7 @@
 
 import sys
 from argparse import Namespace, _SubParsersAction
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from visgraft.cli._table import format_table
 if TYPE_CHECKING:
     import torch
 
-    from visgraft.inspect.bench import Case, Settings
+    from visgraft.inspect.bench import CaseMaker, Settings
 
 __all__ = ["add_command"]
 
@@ -32,7 +32,11 @@ def add_command(commands: _SubParsersAction) -> None:
     )
     parser.add_argument("suite", nargs="+", choices=_SUITES, help="what to measure")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="NAME", help="a name or pattern; repeatable"
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name, or a pattern of names or of names with shapes ('cot 8 x 64 x *'); repeatable",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument(
@@ -70,12 +74,20 @@ def add_command(commands: _SubParsersAction) -> None:
 def _run(args: Namespace) -> None:
     from visgraft.inspect.bench import (
         ALLOCATORS,
+        check_picture,
+        check_target,
         draw_document,
         measure_cases,
         measure_in_children,
         write_document,
     )
 
+    if args.out is not None:
+        check_target(args.out)
+    if args.plot is not None:
+        check_picture(args.plot)
+        if args.out is not None and args.plot.absolute() == args.out.absolute():
+            raise ValueError(f"bench: --out and --plot both name {args.out}; name two files")
     if args.allocator == "as-is":
         document = measure_cases(
             _makers(args),
@@ -111,12 +123,12 @@ def _settings(args: Namespace) -> "Settings":
     )
 
 
-def _makers(args: Namespace) -> "Iterator[Callable[[], Case]]":
+def _makers(args: Namespace) -> "Iterator[CaseMaker]":
     import torch
 
     from visgraft.inspect.bench import block_cases, network_cases, op_cases
 
-    def of(suite: str, device: "torch.device") -> "Iterator[Callable[[], Case]]":
+    def of(suite: str, device: "torch.device") -> "Iterator[CaseMaker]":
         if suite == "ops":
             return op_cases(device, quick=args.quick)
         if suite == "blocks":

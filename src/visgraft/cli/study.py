@@ -3,6 +3,9 @@
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 
+from visgraft.cli.study_compare import add_compare
+from visgraft.cli.study_place import add_place
+
 __all__ = ["add_command"]
 
 
@@ -26,6 +29,7 @@ def add_command(commands: _SubParsersAction) -> None:
     )
     run.add_argument("file", metavar="FILE", help="the study, a YAML file")
     _add_run_options(run, folder=None)
+    _add_ray_options(run)
     run.set_defaults(run=_run, parser=run)
 
     report = actions.add_parser(
@@ -35,6 +39,11 @@ def add_command(commands: _SubParsersAction) -> None:
         epilog="example: visgraft study report runs/my_study",
     )
     report.add_argument("folder", metavar="DIR", help="the folder of the study")
+    report.add_argument(
+        "--pictures",
+        action="store_true",
+        help="draw first what the networks look at, anew; needs the images and the checkpoints",
+    )
     report.set_defaults(run=_report, parser=report)
 
     plan = actions.add_parser(
@@ -68,7 +77,10 @@ def add_command(commands: _SubParsersAction) -> None:
         epilog="example: visgraft study demo --folder runs/demo",
     )
     _add_run_options(demo, folder="runs/demo")
+    _add_ray_options(demo)
     demo.set_defaults(run=_run, parser=demo, file="demo")
+    add_compare(actions)
+    add_place(actions)
     parser.set_defaults(parser=parser)
 
 
@@ -84,6 +96,45 @@ def _add_run_options(parser: ArgumentParser, folder: str | None) -> None:
         "--threads", type=int, help="CPU threads per trial (default: those of the first run)"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress display")
+    costs = parser.add_mutually_exclusive_group()
+    costs.add_argument(
+        "--no-measure",
+        dest="measure",
+        action="store_false",
+        default=True,
+        help="do not measure latency and memory of the networks at the end",
+    )
+    costs.add_argument(
+        "--measure-again",
+        dest="measure",
+        action="store_const",
+        const="again",
+        help="measure them at the end also if that was done before",
+    )
+
+
+def _add_ray_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="train on this machine, or on those of a Ray cluster (default: local)",
+    )
+    ray = parser.add_argument_group("with --executor ray")
+    ray.add_argument(
+        "--address",
+        help="HOST:PORT of the head node (default: auto, the cluster of this machine)",
+    )
+    ray.add_argument(
+        "--gpus",
+        type=float,
+        help="GPUs per trial, 0 to 1 (default: 1 where recipe and cluster have a use for it)",
+    )
+    ray.add_argument(
+        "--storage",
+        metavar="URL",
+        help="path or fsspec URL for checkpoints, if the machines do not all see --folder",
+    )
 
 
 def _run(args: Namespace) -> int:
@@ -92,13 +143,26 @@ def _run(args: Namespace) -> int:
     study = load_study(args.file)
     folder = Path(args.folder or Path("runs") / Path(args.file).stem)
     result = run_study(
-        study, folder, workers=args.workers, threads=args.threads, progress=not args.quiet
+        study,
+        folder,
+        workers=args.workers,
+        threads=args.threads,
+        progress=not args.quiet,
+        measure=args.measure,
+        executor=args.executor,
+        address=args.address,
+        gpus=args.gpus,
+        storage=args.storage,
     )
     _print_report(folder)
     return 1 if result.failed else 0
 
 
 def _report(args: Namespace) -> None:
+    if args.pictures:
+        from visgraft.study.explaining import redraw_pictures
+
+        redraw_pictures(args.folder)
     _print_report(Path(args.folder))
 
 

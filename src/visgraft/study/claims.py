@@ -48,6 +48,7 @@ class Claim:
         variant: Name of the variant.
         seed: Seed of the trial.
         token: Proof of the right.
+        attempt: How often the trial was taken up by now.
     """
 
     store: Store
@@ -55,10 +56,15 @@ class Claim:
     variant: str
     seed: int
     token: str
+    attempt: int = 1
 
     def __post_init__(self) -> None:
         self._seen = time.monotonic()
         self._lock = threading.Lock()
+
+    def start_clock(self) -> None:
+        """Lets the time spent on the trial begin now, for one that had to wait for a machine."""
+        self._seen = time.monotonic()
 
     def heartbeat(self) -> None:
         """Shows that the holder lives and adds the time since the last sign of life."""
@@ -99,6 +105,20 @@ class Claim:
     def release(self) -> None:
         """Gives the trial back unfinished; whoever claims it next goes on from its checkpoint."""
         self._write(status="waiting", token=None)
+
+    def crash(self, reason: str) -> None:
+        """Frees the trial of a worker that died; ``MAX_CRASHES`` in a row make it failed.
+
+        Args:
+            reason: What is known of the death, a sentence.
+        """
+        with self.store.transaction(write=True) as connection:
+            row = connection.execute(
+                "SELECT crashes + 1 FROM trials WHERE id = ? AND token = ?",
+                (self.trial, self.token),
+            ).fetchone()
+            if row:
+                _bury(connection, self.trial, row[0], reason)
 
     def _end(self, metrics: Mapping[int, Mapping[str, float]], **columns: Any) -> None:
         self._write(metrics, finished=time.time(), token=None, **columns)
@@ -153,12 +173,12 @@ def claim_next(store: Store, owner: Owner | None = None) -> Claim | None:
     token = uuid4().hex
     with store.transaction(write=True) as connection:
         row = connection.execute(
-            "SELECT id, variant, seed FROM trials WHERE status = 'waiting'"
+            "SELECT id, variant, seed, attempts FROM trials WHERE status = 'waiting'"
             " ORDER BY position LIMIT 1"
         ).fetchone()
         if row is None:
             return None
-        trial, variant, seed = row
+        trial, variant, seed, attempts = row
         now = time.time()
         connection.execute(
             "UPDATE trials SET status = 'running', attempts = attempts + 1, token = ?, host = ?,"
@@ -166,7 +186,7 @@ def claim_next(store: Store, owner: Owner | None = None) -> Claim | None:
             " WHERE id = ?",
             (token, owner.host, owner.pid, owner.born, now, now, trial),
         )
-    return Claim(store, trial, variant, seed, token)
+    return Claim(store, trial, variant, seed, token, attempts + 1)
 
 
 def reopen(store: Store) -> None:
@@ -199,20 +219,7 @@ def sweep(store: Store, *, blame: bool = True) -> None:
         for trial, owner, age, crashes in _running(connection):
             if owner.is_alive(age):
                 continue
-            crashes += blame
-            if crashes < MAX_CRASHES:
-                _free(connection, trial, crashes)
-                continue
-            connection.execute(
-                "UPDATE trials SET status = 'failed', token = NULL, finished = ?, error = ?"
-                " WHERE id = ?",
-                (
-                    time.time(),
-                    f"The process died {crashes} times in this trial without finishing an epoch "
-                    "(killed, or out of memory?); its log is in the trial's folder.",
-                    trial,
-                ),
-            )
+            _bury(connection, trial, crashes + blame, "Killed, or out of memory?")
 
 
 def _running(connection: sqlite3.Connection) -> list[tuple[int, Owner, float, int]]:
@@ -222,6 +229,22 @@ def _running(connection: sqlite3.Connection) -> list[tuple[int, Owner, float, in
     ).fetchall()
     now = time.time()
     return [(row[0], Owner(*row[1:4]), now - row[4], row[5]) for row in rows]
+
+
+def _bury(connection: sqlite3.Connection, trial: int, crashes: int, reason: str) -> None:
+    """Frees the trial of a dead worker, or fails it after too many deaths."""
+    if crashes < MAX_CRASHES:
+        _free(connection, trial, crashes)
+        return
+    connection.execute(
+        "UPDATE trials SET status = 'failed', token = NULL, finished = ?, error = ? WHERE id = ?",
+        (
+            time.time(),
+            f"The process died {crashes} times in this trial without finishing an epoch; its log "
+            f"is in the trial's folder. {reason}",
+            trial,
+        ),
+    )
 
 
 def _free(connection: sqlite3.Connection, trial: int, crashes: int = 0) -> None:

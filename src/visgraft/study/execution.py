@@ -1,10 +1,12 @@
 """Runs a study: checks it, opens its folder, lets an executor work, and says what came out."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -12,19 +14,24 @@ from visgraft.study.claims import reopen, sweep
 from visgraft.study.deciding import check_metric
 from visgraft.study.environment import available_cores, describe_environment
 from visgraft.study.errors import StudyError
-from visgraft.study.facts import open_images
+from visgraft.study.explaining import draw_pictures
+from visgraft.study.facts import check_images
 from visgraft.study.local import LocalExecutor
 from visgraft.study.matching import find_widths
+from visgraft.study.measuring_driver import When, measure_costs
 from visgraft.study.plan import Study, load_study, trials
 from visgraft.study.preflight import preflight
 from visgraft.study.pricing import macs_of
 from visgraft.study.progress import StudyProgress
+from visgraft.study.ray_wishes import RayWishes, check_wishes
 from visgraft.study.store import Store, TrialRecord
+from visgraft.tasks.images import RunData, load_images
 
 __all__ = ["Executor", "StudyInterrupted", "StudyResult", "run_study"]
 
 _DECISIVE = ("visgraft", "torch", "timm", "torchvision", "cpu_capability", "gpu")
 """Facts of an environment that change the last digits of a result."""
+_WHEN: Mapping[bool | str, When] = {True: "missing", False: "never", "again": "always"}
 
 
 class Executor(Protocol):
@@ -74,8 +81,13 @@ def run_study(
     workers: int | None = None,
     threads: int | None = None,
     progress: bool = True,
+    measure: bool | Literal["again"] = True,
+    executor: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    gpus: float | None = None,
+    storage: str | Path | None = None,
 ) -> StudyResult:
-    """Runs the trials of a study that are not finished yet.
+    """Runs the trials of a study that are not finished yet, then measures what its networks cost.
 
     May be killed at any time and called again: finished trials are kept, an interrupted one goes on
     from its last epoch, a failed one is tried again. Several calls on one folder share the trials.
@@ -90,6 +102,18 @@ def run_study(
         threads: CPU threads per trial. By default those of the study's first run (they decide about
             the last digits of the sums), else the cores divided by the workers.
         progress: Whether to show a table, or a line per trial where there is no terminal.
+        measure: Whether to measure latency and memory of all networks side by side, once no trial
+            is left: some seconds per network. Figures that are there are kept, unless a network
+            was added or ``"again"`` asks for new ones.
+        executor: ``"local"`` trains on this machine, ``"ray"`` on those of a Ray cluster: then
+            ``threads`` is also the number of CPUs that a trial takes, and ``workers`` is by default
+            as many as there is room for. This process alone writes the record.
+        address: For Ray: ``HOST:PORT`` of the head node; by default the cluster that this machine
+            belongs to (``"auto"``).
+        gpus: For Ray: what a trial takes, from 0 to 1; by default one where the recipe may use it
+            and the cluster has some.
+        storage: For Ray: a path or a URL of fsspec where trials keep their checkpoints, if the
+            machines do not all see ``folder``.
 
     Raises:
         StudyError: The study cannot run; nothing was trained.
@@ -101,28 +125,75 @@ def run_study(
         raise StudyError(f"study: workers must be at least 0, got {workers}.")
     if threads is not None and threads < 1:
         raise StudyError(f"study: threads must be at least 1, got {threads}.")
-    store = Store.prepare(folder, study)
-    reopen(store)
-    if all(trial.status == "finished" for trial in store.trials()):
-        return StudyResult(folder, store.trials())
+    if measure not in _WHEN:
+        raise StudyError(f"study: measure must be True, False or 'again', got {measure!r}.")
+    check_wishes(executor, workers, address=address, gpus=gpus, storage=storage)
+    study = Store.resolve(folder, study)
+    costs = partial(measure_costs, when=_WHEN[measure], in_process=workers == 0, progress=progress)
     try:
-        data = open_images(store, study.recipe, progress=progress)
-        check_metric(study, data)
-        if any(control.is_open for control in store.study.controls.values()):
-            store = Store.prepare(folder, find_widths(store.study, data))
-        study = store.study
-        preflight(study, data)
-        store.settle("macs_of", macs_of(study.recipe, data))
-        threads, lanes = _shares(store, study, workers, threads)
-        _warn_of_another_environment(store)
-        with StudyProgress(store, lanes, threads, enabled=progress) as display:
-            _executor(workers, lanes, threads).run(store, display.update)
+        known = Store.find(folder)
+        if known and _is_finished(known, study):
+            store = Store.prepare(folder, study)
+            costs(store)
+            return StudyResult(folder, store.trials())
+        wishes = RayWishes(address or "auto", gpus, storage)
+        with wishes.connected(study, threads) if executor == "ray" else nullcontext() as places:
+            study, data = _examine(known, study, progress)
+            store = Store.prepare(folder, study)
+            reopen(store)
+            check_images(store, study.recipe, data)
+            store.settle("macs_of", macs_of(study.recipe, data))
+            runner: Executor
+            if places:
+                threads = _settle_threads(store, threads, places.usual_threads)
+                runner = places.executor(threads, data.fingerprint, workers)
+                lanes = runner.room()
+            else:
+                threads, lanes = _shares(store, study, workers, threads)
+                runner = _executor(workers, lanes, threads)
+                _warn_of_another_environment(store)
+            with StudyProgress(store, lanes, threads, enabled=progress) as display:
+                runner.run(store, display.update)
+        costs(store)
+        draw_pictures(store, data)
     except KeyboardInterrupt:
-        sweep(store, blame=False)
+        if known := Store.find(folder):
+            sweep(known, blame=False)
         raise StudyInterrupted(
             f"The study in {folder} was stopped; run the same command again to go on."
         ) from None
     return StudyResult(folder, store.trials())
+
+
+def _is_finished(store: Store, study: Study) -> bool:
+    """Tells whether no trial of a study is left."""
+    finished = {(t.variant, t.seed) for t in store.trials() if t.status == "finished"}
+    return all((spec.variant, spec.seed) in finished for spec in trials(study))
+
+
+def _examine(known: Store | None, study: Study, progress: bool) -> tuple[Study, RunData]:
+    """Finds what keeps a study from running, before anything is written.
+
+    Args:
+        known: What its folder holds.
+        study: The widths of its controls may be missing.
+        progress: Whether to show a bar while images are read.
+
+    Returns:
+        The study with all widths, and its images.
+
+    Raises:
+        StudyError: It cannot run.
+        DataError: Nor can its images be used.
+    """
+    data = load_images(study.recipe, progress)
+    if known and any(trial.attempts for trial in known.trials()):
+        check_images(known, study.recipe, data)
+    check_metric(study, data)
+    if any(control.is_open for control in study.controls.values()):
+        study = find_widths(study, data)
+    preflight(study, data)
+    return study, data
 
 
 def _executor(workers: int | None, lanes: int, threads: int) -> Executor:
@@ -142,6 +213,14 @@ def _shares(
         usual = torch.get_num_threads()
     else:
         usual = max(1, cores // (workers or _most_workers(study, cores)))
+    threads = _settle_threads(store, threads, usual)
+    if workers is None:
+        workers = min(_most_workers(study, cores), max(1, cores // threads))
+    return threads, max(workers, 1)
+
+
+def _settle_threads(store: Store, threads: int | None, usual: int) -> int:
+    """Returns the threads per trial: those asked for, or those of the study's first run."""
     settled = int(store.settle("threads", str(threads or usual)))
     if threads is not None and threads != settled:
         warnings.warn(
@@ -149,10 +228,7 @@ def _shares(
             "digits of sums, and so the results, may differ between them.",
             stacklevel=3,
         )
-    threads = threads or settled
-    if workers is None:
-        workers = min(_most_workers(study, cores), max(1, cores // threads))
-    return threads, max(workers, 1)
+    return threads or settled
 
 
 def _most_workers(study: Study, cores: int) -> int:

@@ -14,7 +14,7 @@ from visgraft.tasks.building import add_grafts, build_base, weights_digest
 from visgraft.tasks.images import RunData, load_images
 from visgraft.tasks.recipe import Recipe
 
-__all__ = ["TrialFacts", "check_pairing", "gather_facts", "open_images"]
+__all__ = ["TrialFacts", "check_images", "check_pairing", "gather_facts", "open_images"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,21 @@ def open_images(store: Store, recipe: Recipe, *, progress: bool = False) -> RunD
         DataError: They cannot be used.
     """
     data = load_images(recipe, progress)
+    check_images(store, recipe, data)
+    return data
+
+
+def check_images(store: Store, recipe: Recipe, data: RunData) -> None:
+    """Makes sure that the images are those of the study; the first ones it sees are.
+
+    Raises:
+        StudyError: They are not.
+    """
     if store.settle("data", data.fingerprint) != data.fingerprint:
         raise StudyError(
             f"study: the images in {recipe.data} are not those that {store.folder} began with; put "
             "them back, or start the study in a new folder."
         )
-    return data
 
 
 def gather_facts(recipe: Recipe, data: RunData) -> TrialFacts:
@@ -78,23 +87,29 @@ def check_pairing(study: Study, records: Iterable[TrialRecord]) -> None:
 
     The initial weights of two seeds may be equal where both start from the same file.
 
+    Args:
+        study: The study.
+        records: Of its trials, in their order.
+
     Raises:
         StudyError: They do not; the text names two trials.
     """
-    known = {(r.variant, r.seed): r for r in records if r.init_digest and r.order_digest}
     orders: dict[str, TrialRecord] = {}
     starts: dict[tuple[str | None, str], TrialRecord] = {}
     by_seed: dict[tuple[int, str], TrialRecord] = {}
     random_start = not (study.recipe.pretrained or study.recipe.checkpoint)
-    for spec in trials(study):
-        record = known.get((spec.variant, spec.seed))
-        if record is None or record.order_digest is None:
+    networks = {
+        spec.variant: f"{spec.recipe.model} {spec.recipe.model_args}"
+        for spec in trials(study.model_copy(update={"seeds": study.seeds[:1]}))
+    }
+    for record in records:
+        if not (record.init_digest and record.order_digest):
             continue
-        network = f"{spec.recipe.model} {spec.recipe.model_args}"
-        first = by_seed.setdefault((spec.seed, network), record)
+        network = networks[record.variant]
+        first = by_seed.setdefault((record.seed, network), record)
         if first.init_digest != record.init_digest:
             raise _unfair(first, record, "start from different weights")
-        any_network = by_seed.setdefault((spec.seed, ""), record)
+        any_network = by_seed.setdefault((record.seed, ""), record)
         if any_network.order_digest != record.order_digest:
             raise _unfair(any_network, record, "see the images in different orders")
         other = orders.setdefault(record.order_digest, record)

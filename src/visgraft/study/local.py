@@ -1,20 +1,11 @@
-"""Runs trials on persistent processes of this machine.
+"""Runs trials on persistent processes of this machine."""
 
-A worker's numbers of threads must stand in its environment before torch is imported, and two
-processes that both spin while they wait for their threads slow each other down by an order of
-magnitude; hence processes of their own instead of a fork of this one, and passive waiting.
-"""
-
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import torch
-
-import visgraft
+from visgraft.study.child_process import child_environment
 from visgraft.study.claims import MAX_CRASHES, busy_processes, sweep
 from visgraft.study.errors import StudyError
 from visgraft.study.store import Store
@@ -25,19 +16,6 @@ POLL_SECONDS = 0.5
 SWEEP_SECONDS = 15.0
 STOP_SECONDS = 5.0
 WORKER_LOG = "workers.log"
-
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
-# glibc would give large tensors back to the kernel after each operation and fetch them anew,
-# page by page: a training step of resnet10_small takes 15 % less time without that.
-_ALLOCATOR = (
-    "glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296:"
-    "glibc.malloc.top_pad=268435456"
-)
 
 
 class LocalExecutor:
@@ -54,7 +32,6 @@ class LocalExecutor:
     def __init__(self, workers: int, threads: int) -> None:
         self.workers = workers
         self.threads = threads
-        self._gpus = torch.cuda.device_count()
         self._processes: dict[int, subprocess.Popen[bytes]] = {}  # by lane
 
     def run(self, store: Store, on_tick: Callable[[], None]) -> None:
@@ -74,13 +51,12 @@ class LocalExecutor:
                 if died or time.monotonic() - swept > SWEEP_SECONDS:
                     sweep(store)
                     swept = time.monotonic()
-                trials = store.trials()
+                counts = store.counts()
                 on_tick()
-                waiting = sum(trial.status == "waiting" for trial in trials)
-                running = sum(trial.status == "running" for trial in trials)
+                waiting, running = counts.get("waiting", 0), counts.get("running", 0)
                 if not waiting and not running:
                     return
-                progress = sum(trial.epochs for trial in trials) - waiting - running
+                progress = store.epochs() - waiting - running
                 deaths = died if progress != done else deaths + died
                 done = progress
                 if deaths > MAX_CRASHES * (self.workers + 1):
@@ -96,21 +72,6 @@ class LocalExecutor:
 
     def _start(self, store: Store, lane: int) -> subprocess.Popen[bytes]:
         """Starts a worker; it lives as long as the pipe to its standard input is open."""
-        package = str(Path(visgraft.__file__).parents[1])
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {
-            "GLIBC_TUNABLES": _ALLOCATOR,
-            **os.environ,
-            **dict.fromkeys(_THREAD_VARIABLES, str(self.threads)),
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "GOMP_SPINCOUNT": "0",
-            "KMP_BLOCKTIME": "0",
-            "PYTHONPATH": os.pathsep.join(paths),
-        }
-        if self._gpus:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-            gpus = visible.split(",") if visible else [str(gpu) for gpu in range(self._gpus)]
-            environment["CUDA_VISIBLE_DEVICES"] = gpus[lane % len(gpus)]
         command = [sys.executable, "-P", "-m", "visgraft.study.worker", str(store.folder)]
         with (store.folder / WORKER_LOG).open("ab") as log:
             return subprocess.Popen(
@@ -118,7 +79,7 @@ class LocalExecutor:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=child_environment(self.threads, lane),
                 start_new_session=True,  # Ctrl-C reaches this process alone
             )
 

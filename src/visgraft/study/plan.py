@@ -35,6 +35,7 @@ __all__ = [
     "Variant",
     "list_studies",
     "load_study",
+    "trial_spec",
     "trials",
 ]
 
@@ -250,23 +251,26 @@ def trials(study: Study) -> list[TrialSpec]:
 
     All networks of a seed come before the next seed, so that early results are already paired.
     """
-    variants = {study.baseline: Variant(grafts=())} | study.variants
-    variants |= {name: _network(study, control) for name, control in study.controls.items()}
-    specs = []
-    for seed in study.seeds:
-        for name, variant in variants.items():
-            network = {
-                "grafts": variant.grafts,
-                "model": variant.model or study.recipe.model,
-                "model_args": study.recipe.model_args | (variant.model_args or {}),
-            }
-            recipe = study.recipe.model_copy(update={**network, "seed": seed})
-            specs.append(TrialSpec(name, seed, recipe))
-    return specs
+    names = (study.baseline, *study.variants, *study.controls)
+    return [trial_spec(study, name, seed) for seed in study.seeds for name in names]
 
 
-def _network(study: Study, control: Control) -> Variant:
-    """Returns what a control changes; nothing as long as its width is open."""
+def trial_spec(study: Study, name: str, seed: int) -> TrialSpec:
+    """Returns the training run of one network of a study, the baseline included, with a seed."""
+    variant = _network(study, name)
+    network = {
+        "grafts": variant.grafts,
+        "model": variant.model or study.recipe.model,
+        "model_args": study.recipe.model_args | (variant.model_args or {}),
+    }
+    return TrialSpec(name, seed, study.recipe.model_copy(update={**network, "seed": seed}))
+
+
+def _network(study: Study, name: str) -> Variant:
+    """Returns what a network changes; nothing for a control as long as its width is open."""
+    control = study.controls.get(name)
+    if control is None:
+        return study.variants.get(name, Variant(grafts=()))
     if control.kind == "widened":
         return Variant(model_args=control.model_args or {})
     frozen = {"start": "identity", "learns": False}

@@ -16,6 +16,9 @@ from visgraft.study.store import Store, TrialRecord
 
 __all__ = ["StudyProgress", "seconds_left"]
 
+SHARE = 0.02
+"""Of the time of a processor, so much at most is spent on showing how far a study is."""
+
 
 class StudyProgress:
     """Shows a study as it goes on; where there is no terminal, a line per trial that ends.
@@ -37,6 +40,7 @@ class StudyProgress:
         self._live = Live(console=self._console, auto_refresh=False)
         self._ended = {_key(trial) for trial in store.trials() if _has_ended(trial)}
         self._began = time.monotonic()
+        self._due = self._began
 
     def __enter__(self) -> "StudyProgress":
         if self._enabled and self._console.is_terminal:
@@ -51,11 +55,17 @@ class StudyProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.update()
+        self._show()
         self._live.stop()
 
     def update(self) -> None:
-        """Shows the state of the store as it is now."""
+        """Shows the state of the store as it is now, or a little later if that is much work."""
+        if time.monotonic() >= self._due:
+            began = time.thread_time()
+            self._show()
+            self._due = time.monotonic() + (time.thread_time() - began) / SHARE
+
+    def _show(self) -> None:
         if not self._enabled:
             return
         trials = self._store.trials()
@@ -104,8 +114,9 @@ class StudyProgress:
     def _table(self, trials: Sequence[TrialRecord]) -> Table:
         metric = self._study.metric
         table = Table("variant", "finished", "now", f"{metric} so far", box=None)
+        by_name = _by_name(trials)
         for name in (self._study.baseline, *self._study.variants, *self._study.controls):
-            own = [trial for trial in trials if trial.variant == name]
+            own = by_name.get(name, [])
             finished = [trial for trial in own if trial.status == "finished"]
             failed = sum(trial.status == "failed" for trial in own)
             values = [t.result[metric] for t in finished if t.result and metric in t.result]
@@ -132,8 +143,8 @@ def seconds_left(trials: Sequence[TrialRecord], epochs: int, workers: int) -> fl
         workers: Trials that run at a time.
     """
     paces: dict[str, float] = {}
-    for variant in {trial.variant for trial in trials}:
-        measured = [t for t in trials if t.variant == variant and t.epochs]
+    for variant, own in _by_name(trials).items():
+        measured = [trial for trial in own if trial.epochs]
         if measured:
             paces[variant] = sum(t.seconds for t in measured) / sum(t.epochs for t in measured)
     if not paces:
@@ -145,6 +156,14 @@ def seconds_left(trials: Sequence[TrialRecord], epochs: int, workers: int) -> fl
             rest = paces.get(trial.variant, usual) * max(epochs - trial.epochs, 0)
             heapq.heapreplace(lanes, lanes[0] + rest)
     return max(lanes)
+
+
+def _by_name(trials: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
+    """Returns the trials of each network."""
+    found: dict[str, list[TrialRecord]] = {}
+    for trial in trials:
+        found.setdefault(trial.variant, []).append(trial)
+    return found
 
 
 def _key(trial: TrialRecord) -> tuple[str, int]:

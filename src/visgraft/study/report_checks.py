@@ -56,10 +56,11 @@ def _same_within_seeds(name: str, what: str, digests: Mapping[tuple[str, int], s
     if not shared:
         return Check(name, None, f"No seed has two trials yet whose {what} could be compared.")
     one = next(iter(next(iter(shared.values())).values()))
+    where = "the one seed" if len(shared) == 1 else f"each of {len(shared)} seeds"
     return Check(
         name,
         True,
-        f"Within each of {len(shared)} seeds, all variants have the same {what} "
+        f"Within {where}, all variants have the same {what} "
         f"({_seeds([next(iter(shared))])}: {one[:12]}).",
     )
 

@@ -14,6 +14,8 @@ __all__ = ["learning_curves"]
 
 _DRAWN = 24
 """So many networks at most are drawn; the baseline and the best."""
+_THIN = 20
+"""So many seeds of a network at most are drawn as lines of their own."""
 _SHOWN = 8
 """So many of those are shown before the reader asks for more."""
 
@@ -47,11 +49,13 @@ def learning_curves(summary: Summary, metric: str, label: str) -> Plot | None:
         table.append((name, str(last), mean, spread, str(len(numbers))))
     figure.update_layout(xaxis={"title": "epoch"}, yaxis={"title": label}, showlegend=True)
     rest = len(rows) - len(chosen)
+    most = max(len(series[name]) for name in chosen)
     return Plot(
         name=f"curves-{metric}",
         title=f"{headed(label)} by epoch",
-        caption="Thick line: mean over the seeds. Band: their range. Thin lines: the seeds. A "
-        "click in the legend hides or shows a network."
+        caption="Thick line: mean over the seeds. Band: their range. Thin lines: the "
+        f"{f'first {_THIN} ' if most > _THIN else ''}seeds. A click in the legend hides or shows "
+        "a network."
         + (f" {rest} more networks, with lower results, are not drawn." if rest else ""),
         figure=to_json(figure),
         height=420,
@@ -103,13 +107,12 @@ def _draw(
             line={"width": 0},
             **behind,
         )
-        for curve in curves.values():
-            figure.add_scatter(
-                x=list(curve),
-                y=rounded(list(curve.values())),
-                line={"color": look.colour, "width": 0.6},
-                **behind,
-            )
+        x: list[int | None] = []
+        y: list[float | None] = []
+        for curve in list(curves.values())[:_THIN]:  # one trace for all, with gaps between
+            x += [*curve, None]
+            y += [*rounded(list(curve.values())), None]
+        figure.add_scatter(x=x, y=y, line={"color": look.colour, "width": 0.6}, **behind)
     figure.add_scatter(
         x=epochs,
         y=rounded([sum(numbers) / len(numbers) for numbers in by_epoch.values()]),

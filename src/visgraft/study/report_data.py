@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from visgraft.study.cost_record import read_costs, unmeasured
 from visgraft.study.measured_cost import MeasuredCost
 from visgraft.study.report_checks import Check, check_fairness
 from visgraft.study.report_others import Other, other_metrics
+from visgraft.study.report_pictures import Pictures, read_pictures
 from visgraft.study.statistics import Comparison, compare, compare_each, headline
 from visgraft.tasks.metric_names import Metric, TaskMetrics, task_metrics
 
@@ -74,6 +76,11 @@ class StudyData:
         task: What the networks learn to do.
         macs_of: What the MACs were counted on.
         measured: Latency and memory of each network, by name, where they were measured.
+        unmeasured: Why a network has none, by its name, where others have.
+        measured_on: The machine and its versions.
+        measured_of: What was measured, in words.
+        measured_share: Of that time, in which the machine computed for it; None where not known.
+        pictures: What the networks look at, where it was drawn.
         seeds: All seeds.
         trials: All trials, begun or not.
         metric: The metric that decides.
@@ -106,6 +113,11 @@ class StudyData:
     task: str = "classification"
     macs_of: str = "one image"
     measured: Mapping[str, MeasuredCost] = field(default_factory=dict)
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
+    measured_on: Mapping[str, Any] = field(default_factory=dict)
+    measured_of: str = ""
+    measured_share: float | None = None
+    pictures: Pictures | None = None
 
     @property
     def known_metrics(self) -> TaskMetrics:
@@ -196,10 +208,12 @@ def summarise(data: StudyData) -> Summary:
     trials: dict[str, list[Trial]] = {}
     for trial in data.trials:
         trials.setdefault(trial.variant, []).append(trial)
-    rows = [_row(data.baseline, "the network as it is", trials, None)]
+    costs = data.measured
+    plain = data.baseline
+    rows = [_row(plain, "the network as it is", trials, None, costs.get(plain))]
     for comparison in comparisons:
         name = comparison.variant
-        rows.append(_row(name, words[name], trials, comparison))
+        rows.append(_row(name, words[name], trials, comparison, costs.get(name)))
     counts: dict[str, int] = {}
     for trial in data.trials:
         counts[trial.status] = counts.get(trial.status, 0) + 1
@@ -219,7 +233,7 @@ def summarise(data: StudyData) -> Summary:
 
 def from_store(store: "Store") -> StudyData:
     """Reads the facts from a study's folder, finished or not."""
-    study = store.study
+    study, costs = store.study, read_costs(store)
     values = store.final(study.metric)
     return StudyData(
         name=study.name,
@@ -264,6 +278,12 @@ def from_store(store: "Store") -> StudyData:
         frozen={n: c.of for n, c in study.controls.items() if c.kind == "identity"},
         task=study.recipe.task,
         macs_of=_settled(store, "macs_of") or "one image",
+        measured=costs.costs,
+        unmeasured=unmeasured(costs, study, store.trials()),
+        measured_on=costs.environment,
+        measured_of=costs.of,
+        measured_share=costs.share,
+        pictures=read_pictures(store.folder),
     )
 
 
@@ -274,7 +294,11 @@ def _settled(store: "Store", key: str) -> str | None:
 
 
 def _row(
-    name: str, changes: str, trials: Mapping[str, Sequence[Trial]], comparison: Comparison | None
+    name: str,
+    changes: str,
+    trials: Mapping[str, Sequence[Trial]],
+    comparison: Comparison | None,
+    measured: MeasuredCost | None,
 ) -> Row:
     own = trials.get(name, ())
     finished = [t for t in own if t.status == "finished"]
@@ -290,6 +314,7 @@ def _row(
         macs=next((t.macs for t in own if t.macs is not None), None),
         seconds=fmean(seconds) if seconds else None,
         comparison=comparison,
+        measured=measured,
     )
 
 

@@ -15,11 +15,26 @@ from markupsafe import Markup, escape
 
 from visgraft._version import __version__
 from visgraft.study import report_numbers as numbers
+from visgraft.study.report_costs import measured_where
 from visgraft.study.report_data import StudyData, Summary
+from visgraft.study.report_measured import (
+    large_batch,
+    measured_header,
+    measured_numbers,
+)
 from visgraft.study.report_others import Other, others_table
+from visgraft.study.report_seeds import LISTED, seed_rows
 from visgraft.study.statistics import Verdict
 
-__all__ = ["BADGES", "Badge", "render", "render_csv", "render_markdown", "render_trials_csv"]
+__all__ = [
+    "BADGES",
+    "Badge",
+    "markdown_cell",
+    "render",
+    "render_csv",
+    "render_markdown",
+    "render_trials_csv",
+]
 
 _EXTRAS = {"classification": "train", "detection": "detect", "instance_segmentation": "detect"}
 """What brings the packages of a task."""
@@ -53,6 +68,7 @@ def render_csv(summary: Summary) -> str:
         *("difference", "difference_sd", "difference_low", "difference_high"),
         *_TESTS,
         *("params", "macs", "seconds"),
+        *measured_header(summary),
         *summary.others,
     )
     lines: list[tuple[object, ...]] = []
@@ -68,6 +84,7 @@ def render_csv(summary: Summary) -> str:
                 *(row.mean, row.sd),
                 *compared,
                 *(row.params, row.macs, row.seconds),
+                *measured_numbers(summary, row.measured),
                 *(_finite(networks[row.name]) for networks in summary.others.values()),
             )
         )
@@ -78,11 +95,13 @@ def render_trials_csv(summary: Summary) -> str:
     """Returns a line per trial: what the statistics are computed from."""
     value = summary.data.metric
     header = ("network", "seed", "status", value, "epochs", "seconds", "params", "macs")
+    digests = ("init_digest", "order_digest")
     return _csv(
-        (*header, *summary.others),
+        (*header, *digests, *summary.others),
         (
             (
                 *(t.variant, t.seed, t.status, t.value, t.epochs, t.seconds, t.params, t.macs),
+                *(t.init_digest, t.order_digest),
                 *(_finite(Other(t.metrics.get(name))) for name in summary.others),
             )
             for t in summary.data.trials
@@ -108,6 +127,11 @@ def render(template: str, summary: Summary, *, for_html: bool, **more: Any) -> s
             metric=summary.metric,
             baseline=summary.rows[0],
             others=others_table(summary),
+            measured=bool(summary.data.measured),
+            measured_where=measured_where(summary.data),
+            batch=large_batch(summary),
+            seed_rows=seed_rows(summary.data),
+            listed_seeds=LISTED,
             seeds=len(summary.data.seeds),
             badges=BADGES,
             commands=_commands(summary.data),
@@ -130,7 +154,7 @@ def _templates(for_html: bool) -> Environment:
     )
     for name in numbers.__all__:
         environment.filters[name] = getattr(numbers, name)
-    environment.filters["cell"] = _markdown_cell
+    environment.filters["cell"] = markdown_cell
     environment.filters["breakable"] = _breakable
     environment.filters["last_line"] = _last_line
     return environment
@@ -159,8 +183,8 @@ def _finite(other: Other) -> float | None:
     return None if other.mean is None or math.isnan(other.mean) else other.mean
 
 
-def _markdown_cell(text: object) -> str:
-    """Text that neither ends a table's cell, nor starts a tag, nor changes the type."""
+def markdown_cell(text: object) -> str:
+    """Returns text that neither ends a table's cell, nor starts a tag, nor changes the type."""
     escaped = re.sub(r"([\\`*_|\[\]])", r"\\\1", str(text))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
 

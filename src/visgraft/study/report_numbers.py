@@ -2,7 +2,18 @@
 
 import math
 
-__all__ = ["duration", "interval", "p_value", "quantity", "signed", "value", "versus"]
+__all__ = [
+    "duration",
+    "interval",
+    "latency",
+    "memory",
+    "p_value",
+    "percent",
+    "quantity",
+    "signed",
+    "value",
+    "versus",
+]
 
 NOTHING = "–"  # noqa: RUF001 (an en dash stands for "no number")
 NONE = "none"
@@ -61,6 +72,32 @@ def duration(seconds: float | None) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def latency(seconds: float | None) -> str:
+    """Three digits with the fitting unit: ``1.23 ms``, ``85.0 µs``, ``2.10 s``."""
+    if not seconds:
+        return NOTHING
+    size, unit = next(
+        ((size, unit) for size, unit in ((1.0, "s"), (1e-3, "ms")) if seconds >= 0.9995 * size),
+        (1e-6, "µs"),
+    )
+    return f"{_three_digits(seconds / size)} {unit}"
+
+
+def memory(count: float | None) -> str:
+    """Bytes with a binary unit: ``12.3 MiB``."""
+    if count is None:
+        return NOTHING
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= 0.9995 * size:
+            return f"{_three_digits(count / size)} {unit}"
+    return f"{count:.0f} B"
+
+
+def percent(share: float | None) -> str:
+    """A share in whole percent: ``71 %``."""
+    return NOTHING if share is None else f"{100 * share:.0f} %"
 
 
 def _three_digits(number: float) -> str:

@@ -9,13 +9,12 @@ from plotly.offline import get_plotlyjs
 from visgraft.study.report_data import Summary
 from visgraft.study.report_files import render
 from visgraft.study.report_plots import build_plots
-from visgraft.study.report_style import DARK, LIGHT, looks
+from visgraft.study.report_style import DARK, LIGHT, looks, seeds_drawn
 from visgraft.study.statistics import Comparison
 
 __all__ = ["render_html"]
 
 _WIDTH, _MARGIN = 150.0, 6.0
-_SEEDS_DRAWN = 30
 
 
 def render_html(summary: Summary) -> str:
@@ -49,6 +48,7 @@ class _Drawing:
 def _drawings(comparisons: Sequence[Comparison]) -> dict[str, _Drawing]:
     """One picture per variant, all on one scale that includes zero."""
     ends = [0.0]
+    seeds = seeds_drawn(len(comparisons), max((len(c.seeds) for c in comparisons), default=0))
     for c in comparisons:
         ends += [*c.differences, *(end for end in (c.low, c.high) if end is not None)]
     start, span = min(ends), (max(ends) - min(ends)) or 1.0
@@ -62,7 +62,7 @@ def _drawings(comparisons: Sequence[Comparison]) -> dict[str, _Drawing]:
             mean=place(c.mean),
             low=None if c.low is None else place(c.low),
             high=None if c.high is None else place(c.high),
-            seeds=tuple(place(d) for d in c.differences[:_SEEDS_DRAWN]),
+            seeds=tuple(place(d) for d in c.differences[:seeds]),
         )
         for c in comparisons
         if c.mean is not None

@@ -1,19 +1,30 @@
 """The plots of a report, each with the same numbers as a table."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from visgraft.study.report_costs import NAMED, cost_plots, pareto_front
 from visgraft.study.report_curves import learning_curves
 from visgraft.study.report_data import Summary
-from visgraft.study.report_numbers import interval, quantity, signed, value
-from visgraft.study.report_style import Plot, headed, looks, rounded, to_json
+from visgraft.study.report_numbers import interval, signed
+from visgraft.study.report_style import (
+    Plot,
+    looks,
+    not_drawn,
+    rounded,
+    seeds_drawn,
+    to_json,
+)
+from visgraft.study.statistics import Comparison
 
 __all__ = ["build_plots", "pareto_front"]
 
-_NAMED = 14
-"""Up to so many networks the plots against cost have a legend; beyond, names show on hover."""
+_LINES = 60
+"""So many variants at most are drawn beneath each other; those that differ most."""
+_COLUMNS = 30
+"""So many seeds at most are columns of the table; trials.csv has all."""
 
 
 def build_plots(summary: Summary) -> list[Plot]:
@@ -22,8 +33,7 @@ def build_plots(summary: Summary) -> list[Plot]:
     besides = [name for name in known.first if name != metric]
     plots = [
         _differences(summary),
-        _against_cost(summary, "params", "parameters"),
-        _against_cost(summary, "macs", "MACs per image"),
+        *cost_plots(summary),
         learning_curves(summary, metric, summary.metric.label),
         *(learning_curves(summary, name, known.metrics[name].label) for name in besides),
         learning_curves(summary, "train_loss", "training loss"),
@@ -31,38 +41,24 @@ def build_plots(summary: Summary) -> list[Plot]:
     return [plot for plot in plots if plot is not None]
 
 
-def pareto_front(points: Mapping[str, tuple[float, float]], *, higher_is_better: bool) -> list[str]:
-    """Returns the names of those (cost, value) points that no other point beats, by rising cost.
-
-    A point beats another if it costs no more and is as good, and differs in one of both.
-    """
-    sign = 1 if higher_is_better else -1
-
-    def is_beaten(cost: float, worth: float) -> bool:
-        return any(
-            c <= cost and sign * v >= sign * worth and (c, v) != (cost, worth)
-            for c, v in points.values()
-        )
-
-    front = [name for name, point in points.items() if not is_beaten(*point)]
-    return sorted(front, key=lambda name: points[name])
-
-
 def _differences(summary: Summary) -> Plot | None:
     """Forest plot: a line per variant with its interval, its mean and its seeds."""
     found = [c for c in summary.comparisons if c.mean is not None]
     if not found:
         return None
+    every, found = found, _largest(found)
     look_of, unit = looks(summary), summary.metric.unit
+    most = max(len(c.seeds) for c in found)
+    drawn = seeds_drawn(len(found), most)
     figure = go.Figure()
     for place, c in enumerate(reversed(found)):
         look, name, mean = look_of[c.variant], html.escape(c.variant), c.mean or 0.0
         figure.add_scatter(
-            x=rounded(c.differences),
-            y=[place - 0.22] * len(c.differences),
+            x=rounded(c.differences[:drawn]),
+            y=[place - 0.22] * min(drawn, len(c.differences)),
             mode="markers",
             marker={"size": 7, "color": look.tint, "line": {"color": look.colour, "width": 1.2}},
-            customdata=list(c.seeds),
+            customdata=list(c.seeds[:drawn]),
             hovertemplate=f"{name}, seed %{{customdata}}: %{{x:+.2f}} {unit}<extra></extra>",
         )
         bars = {}
@@ -89,16 +85,19 @@ def _differences(summary: Summary) -> Plot | None:
         },
         showlegend=False,
     )
-    seeds = sorted({seed for c in found for seed in c.seeds})
-    by_seed = [dict(zip(c.seeds, c.differences, strict=True)) for c in found]
+    seeds = sorted({seed for c in every for seed in c.seeds})[:_COLUMNS]
+    by_seed = [dict(zip(c.seeds, c.differences, strict=True)) for c in every]
+    rest = len(every) - len(found)
     return Plot(
         name="differences",
         title="Paired differences to the baseline",
         caption="Marker and bar: mean and 95 % interval. Circles: the seeds, each the variant "
         "minus the baseline of the same seed. "
-        f"{'Right' if summary.metric.higher_is_better else 'Left'} of zero is better.",
+        f"{'Right' if summary.metric.higher_is_better else 'Left'} of zero is better."
+        + not_drawn(drawn, most)
+        + (f" {rest} more variants, with smaller differences, are in the table." if rest else ""),
         figure=to_json(figure),
-        height=120 + (64 if len(found) <= _NAMED else 28) * len(found),
+        height=120 + (64 if len(found) <= NAMED else 28) * len(found),
         header=("Variant", "Mean [95 %]", *(f"Seed {seed}" for seed in seeds)),
         rows=tuple(
             (
@@ -106,82 +105,14 @@ def _differences(summary: Summary) -> Plot | None:
                 interval(c.mean, c.low, c.high),
                 *(signed(differences.get(seed)) for seed in seeds),
             )
-            for c, differences in zip(found, by_seed, strict=True)
+            for c, differences in zip(every, by_seed, strict=True)
         ),
     )
 
 
-def _against_cost(summary: Summary, cost: str, title: str) -> Plot | None:
-    """The metric against a cost, with the Pareto front."""
-    rows = {r.name: r for r in summary.rows if r.mean is not None and getattr(r, cost) is not None}
-    if not rows:
-        return None
-    look_of, label = looks(summary), summary.metric.label
-    points = {name: (float(getattr(r, cost)), r.mean or 0.0) for name, r in rows.items()}
-    front = pareto_front(points, higher_is_better=summary.metric.higher_is_better)
-    figure = go.Figure()
-    figure.add_scatter(
-        x=[points[name][0] for name in front],
-        y=rounded([points[name][1] for name in front]),
-        mode="lines",
-        line={"color": "var(--muted)", "width": 1.5, "dash": "dot", "shape": "hv"},
-        hoverinfo="skip",
-        showlegend=False,
-    )
-    for row_name, row in rows.items():
-        look, name = look_of[row_name], html.escape(row_name)
-        (price, mean), on_front = points[row_name], row_name in front
-        figure.add_scatter(
-            x=[price] * len(row.values),
-            y=rounded(list(row.values.values())),
-            mode="markers",
-            marker={"size": 6, "color": look.tint, "line": {"color": look.colour, "width": 1}},
-            customdata=list(row.values),
-            hovertemplate=f"{name}, seed %{{customdata}}: %{{y:.2f}}<extra></extra>",
-            legendgroup=name,
-            showlegend=False,
-        )
-        figure.add_scatter(
-            x=[price],
-            y=rounded([mean]),
-            mode="markers",
-            name=name,
-            legendgroup=name,
-            marker={
-                "size": 13,
-                "color": look.colour,
-                "symbol": look.symbol,
-                "line": {"color": "var(--ink)", "width": 2.5 if on_front else 0},
-            },
-            hovertemplate=f"<b>{name}</b>: {mean:.2f} with {quantity(price)}"
-            f"{', on the Pareto front' if on_front else ''}<extra></extra>",
-        )
-    prices = [price for price, _ in points.values()]
-    scale = {"type": "linear", "range": _with_room(prices)}
-    if min(prices) > 0 and max(prices) > 4 * min(prices):
-        scale = {"type": "log"}
-    figure.update_layout(
-        xaxis={"title": title, "tickformat": "~s", **scale},
-        yaxis={"title": label},
-        showlegend=len(rows) <= _NAMED,
-    )
-    return Plot(
-        name=f"against-{cost}",
-        title=f"{headed(label)} against {title}",
-        caption="Outlined markers on the dotted line form the Pareto front: nothing that costs no "
-        "more is as good, by the means and without regard to chance. Small circles: the seeds.",
-        figure=to_json(figure),
-        height=400,
-        header=("Network", title.capitalize(), f"Mean {label}", "On the front"),
-        rows=tuple(
-            (name, quantity(points[name][0]), value(row.mean), "yes" if name in front else "no")
-            for name, row in rows.items()
-        ),
-    )
-
-
-def _with_room(numbers: Sequence[float]) -> list[float]:
-    """The range of an axis whose outermost markers are not cut."""
-    low, high = min(numbers), max(numbers)
-    room = 0.08 * (high - low) or 0.05 * high or 1.0
-    return [low - room, high + room]
+def _largest(found: Sequence[Comparison]) -> list[Comparison]:
+    """Returns the variants to draw, in the study's order."""
+    if len(found) <= _LINES:
+        return list(found)
+    least = sorted((abs(c.mean or 0.0) for c in found), reverse=True)[_LINES - 1]
+    return [c for c in found if abs(c.mean or 0.0) >= least][:_LINES]

@@ -12,7 +12,18 @@ import plotly.graph_objects as go
 
 from visgraft.study.report_data import Summary
 
-__all__ = ["DARK", "LIGHT", "Look", "Plot", "headed", "looks", "rounded", "to_json"]
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "Look",
+    "Plot",
+    "headed",
+    "looks",
+    "not_drawn",
+    "rounded",
+    "seeds_drawn",
+    "to_json",
+]
 
 LIGHT = ("#59626d", "#0072b2", "#d55e00", "#008f68", "#332288", "#3399cc", "#c05565")
 """Of the baseline, then of the variants in turn, on white."""
@@ -22,6 +33,9 @@ DARK = ("#98a2ae", "#5b9bff", "#ff7f40", "#7dd87d", "#f0e442", "#88ccee", "#f472
 _SYMBOLS = ("circle", "square", "triangle-up", "cross", "star", "hexagon", "bowtie")
 _DASHES = ("solid", "dash", "dashdot", "longdash")
 _TONES = len(LIGHT) - 1
+_CIRCLES = 1500
+"""So many seeds at most are drawn in one plot: a browser stays quick with them."""
+_FEWEST = 5
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,18 @@ def headed(label: str) -> str:
     return label[:1].upper() + label[1:]
 
 
+def seeds_drawn(networks: int, seeds: int) -> int:
+    """Returns how many seeds of each network a plot draws."""
+    return min(seeds, max(_FEWEST, _CIRCLES // max(networks, 1)))
+
+
+def not_drawn(drawn: int, seeds: int) -> str:
+    """Returns what a caption adds where not all seeds are drawn."""
+    if drawn >= seeds:
+        return ""
+    return f" Of each network the first {drawn} of {seeds} seeds are drawn; means are of all."
+
+
 def to_json(figure: go.Figure) -> str:
     """Returns a figure's JSON, dressed in what all figures share."""
     axis = {
@@ -102,7 +128,7 @@ def to_json(figure: go.Figure) -> str:
         font={"family": "system-ui, sans-serif", "size": 13, "color": "var(--ink)"},
         hoverlabel={"bgcolor": "var(--card)", "font": {"color": "var(--ink)"}},
         modebar={"bgcolor": clear, "color": "var(--muted)", "activecolor": "var(--ink)"},
-        legend={"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"},
+        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
         margin={"l": 16, "r": 16, "t": 34, "b": 16},
         hovermode="closest",
     )

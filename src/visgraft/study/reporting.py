@@ -9,6 +9,8 @@ from rich.table import Table
 
 from visgraft.study import report_numbers as numbers
 from visgraft.study.errors import StudyError
+from visgraft.study.measured_cost import MeasuredCost
+from visgraft.study.report_costs import measured_where
 from visgraft.study.report_data import StudyData, from_store, summarise
 from visgraft.study.report_files import BADGES, render_csv, render_markdown, render_trials_csv
 from visgraft.study.report_page import render_html
@@ -68,7 +70,8 @@ def terminal_table(data: StudyData) -> str:
     for title in (summary.metric.label, *labels, "difference [95 %]", "p (Holm)"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    for title in ("params", "MACs", "time"):
+    latency = ("latency",) if data.measured else ()
+    for title in ("params", "MACs", *latency, "time"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in summary.rows:
         c = row.comparison
@@ -83,11 +86,20 @@ def terminal_table(data: StudyData) -> str:
             *compared,
             numbers.quantity(row.params),
             numbers.quantity(row.macs),
+            *(_latency(row.measured) for _ in latency),
             numbers.duration(row.seconds),
         )
     stream = io.StringIO()
     Console(file=stream, width=400, color_system=None, markup=False).print(table)
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
     alarms = [f"Not fair, do not trust the verdict: {c.finding}" for c in summary.unfair]
+    where = measured_where(data)
     against = [f"{c.variant} against {control}: {c.statement}." for control, c in summary.against]
-    return "\n".join([*lines, "", *alarms, summary.progress, summary.headline, *against])
+    costs_of = [f"Latency: the median call of one image. {where}"] if where else []
+    told = [*alarms, *costs_of, summary.progress, summary.headline, *against]
+    return "\n".join([*lines, "", *told])
+
+
+def _latency(cost: MeasuredCost | None) -> str:
+    """Returns the median latency of one image."""
+    return numbers.latency(cost.latencies[0].p50 if cost else None)

@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -196,10 +196,7 @@ def sign_flip_p(differences: Sequence[float], *, resamples: int = 100_000, seed:
         for value in d[1:]:
             sums = np.concatenate([sums + value, sums - value])
         return float(np.mean(np.abs(sums) >= observed))
-    rng = np.random.default_rng(seed)
-    signs = rng.integers(0, 2, size=(resamples, d.size), dtype=np.int8) * 2 - 1
-    extreme = np.count_nonzero(np.abs(signs @ d) >= observed)
-    return float((extreme + 1) / (resamples + 1))
+    return _resampled_p(tuple(d.tolist()), observed, resamples, seed)
 
 
 def paired_power(difference: float, sd: float, n: int, *, level: float = LEVEL) -> float:
@@ -288,6 +285,18 @@ def headline(comparisons: Sequence[Comparison], *, unit: str = "points") -> str:
         parts.append(f"no statement possible yet for {_names(silent)}")
     sentence = "; ".join(parts)
     return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+@lru_cache(maxsize=4096)  # a report judges the same differences several times
+def _resampled_p(
+    differences: tuple[float, ...], observed: float, resamples: int, seed: int
+) -> float:
+    d = np.array(differences)
+    rng = np.random.default_rng(seed)
+    signs = rng.integers(0, 2, size=(resamples, d.size), dtype=np.int8) * 2 - 1
+    parts = np.array_split(signs, 50)  # the product turns each into numbers of 64 bits
+    extreme = sum(np.count_nonzero(np.abs(part @ d) >= observed) for part in parts)
+    return float((extreme + 1) / (resamples + 1))
 
 
 @cache

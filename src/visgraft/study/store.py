@@ -12,8 +12,8 @@ also works on network file systems, where the write-ahead log does not.
 import json
 import math
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,54 +23,15 @@ import yaml
 from visgraft.study.changes import begun_part, changes, keep_widths
 from visgraft.study.errors import StudyError
 from visgraft.study.plan import Study, load_study, trials
+from visgraft.study.schema import SCHEMA_VERSION, STATUSES, bring_up_to_date
 from visgraft.tasks.files import write_atomically
 
 __all__ = ["DATABASE", "STATUSES", "Store", "TrialRecord"]
 
 DATABASE = "study.sqlite"
-STATUSES = ("waiting", "running", "finished", "failed")
-SCHEMA_VERSION = 1
 BUSY_SECONDS = 60.0
 
 _HEADER = "# Written by visgraft: the study of this folder, resolved.\n"
-_SCHEMA = f"""
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE environments (id INTEGER PRIMARY KEY, facts TEXT NOT NULL UNIQUE);
-CREATE TABLE trials (
-    id INTEGER PRIMARY KEY,
-    variant TEXT NOT NULL,
-    seed INTEGER NOT NULL,
-    position INTEGER NOT NULL,
-    status TEXT NOT NULL DEFAULT 'waiting' CHECK (status IN {STATUSES}),
-    attempts INTEGER NOT NULL DEFAULT 0,
-    crashes INTEGER NOT NULL DEFAULT 0,
-    epochs INTEGER NOT NULL DEFAULT 0,
-    token TEXT,
-    host TEXT,
-    pid INTEGER,
-    born TEXT,
-    heartbeat REAL,
-    started REAL,
-    finished REAL,
-    seconds REAL NOT NULL DEFAULT 0,
-    error TEXT,
-    params INTEGER,
-    macs INTEGER,
-    init_digest TEXT,
-    order_digest TEXT,
-    result TEXT,
-    environment INTEGER REFERENCES environments (id),
-    UNIQUE (variant, seed)
-);
-CREATE INDEX trials_by_status ON trials (status, position);
-CREATE TABLE metrics (
-    trial INTEGER NOT NULL REFERENCES trials (id),
-    epoch INTEGER NOT NULL,
-    name TEXT NOT NULL,
-    value REAL,
-    PRIMARY KEY (trial, epoch, name)
-) WITHOUT ROWID;
-"""
 
 
 @dataclass(frozen=True)
@@ -127,6 +88,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._database = folder.absolute() / DATABASE
+        self._read: tuple[str, Study] | None = None
 
     @classmethod
     def open(cls, folder: str | Path) -> "Store":
@@ -135,12 +97,23 @@ class Store:
         Raises:
             StudyError: There is none, its database is damaged, or a newer visgraft wrote it.
         """
-        store = cls(Path(folder))
-        if not store._database.is_file():
-            raise StudyError(f"study: {store.folder} holds no study (no {DATABASE} in it).")
-        if store._peek().text is None:
-            raise StudyError(f"study: {store._database} is empty; the study never started.")
+        store = cls.find(folder)
+        if store is None:
+            database = Path(folder) / DATABASE
+            if database.is_file():
+                raise StudyError(f"study: {database} is empty; the study never started.")
+            raise StudyError(f"study: {folder} holds no study (no {DATABASE} in it).")
         return store
+
+    @classmethod
+    def find(cls, folder: str | Path) -> "Store | None":
+        """Opens the study of a folder, if there is one.
+
+        Raises:
+            StudyError: Its database is damaged, or a newer visgraft wrote it.
+        """
+        store = cls(Path(folder))
+        return store if store._database.is_file() and store._peek().text else None
 
     @classmethod
     def prepare(cls, folder: str | Path, study: Study) -> "Store":
@@ -152,41 +125,56 @@ class Store:
             StudyError: The folder holds another study, or cannot be written.
         """
         store = cls(Path(folder))
-        resolved = store.folder / "study.yaml"
-        if not store._database.exists() and _is_foreign(resolved):
-            raise StudyError(
-                f"study: {resolved} was not written by a study and would be overwritten; "
-                "choose another folder for the results."
-            )
+        store._check_free()
         try:
-            store.folder.mkdir(parents=True, exist_ok=True)
-            store._database.touch()
-            while True:
-                known = store._peek()
-                wanted = study
-                if known.text and any(control.is_open for control in study.controls.values()):
-                    wanted = keep_widths(load_study(json.loads(known.text)), study)
-                values = wanted.model_dump(mode="json")
-                text = json.dumps(values)
-                if known.text == text and resolved.exists():
-                    break
-                store._check_unchanged(known, wanted)
-                with store.transaction(write=True) as connection:
-                    if store._state(connection) != known:
-                        continue  # another process was faster
-                    if known.text is None:
-                        store._create(connection)
-                    store._enter(connection, wanted, text)
-                    content = _HEADER + yaml.safe_dump(values, sort_keys=False)
-                    write_atomically(resolved, content.encode())
+            with _undone_if_it_fails(store._database):
+                store.folder.mkdir(parents=True, exist_ok=True)
+                store._database.touch()
+                while not store._holds(study):
+                    store._record(study)
         except OSError as error:
             raise StudyError(f"study: {store.folder} cannot be written: {error}.") from error
         return store
 
+    def _holds(self, study: Study) -> bool:
+        """Tells whether a study is on record as it is, in the present format."""
+        known = self._peek()
+        text = json.dumps(self._merge(known, study).model_dump(mode="json"))
+        is_current = (known.text, known.version) == (text, SCHEMA_VERSION)
+        return is_current and (self.folder / "study.yaml").exists()
+
+    def _record(self, study: Study) -> None:
+        """Records a study, if it may follow the one that the folder holds by now."""
+        with self.transaction(write=True) as connection:
+            known = self._state(connection)
+            study = self._merge(known, study)
+            values = study.model_dump(mode="json")
+            bring_up_to_date(connection, known.version)
+            self._enter(connection, study, json.dumps(values))
+            content = _HEADER + yaml.safe_dump(values, sort_keys=False)
+            write_atomically(self.folder / "study.yaml", content.encode())
+
+    @classmethod
+    def resolve(cls, folder: str | Path, study: Study) -> Study:
+        """Returns a study as `prepare` would record it, with the widths that the folder knows.
+
+        Nothing is written.
+
+        Raises:
+            StudyError: The folder holds another study.
+        """
+        store = cls(Path(folder))
+        store._check_free()
+        return store._merge(store._peek(), study) if store._database.exists() else study
+
     @property
     def study(self) -> Study:
         """The study as it stands now."""
-        return load_study(json.loads(self._peek().text or "{}"))
+        with self.transaction() as connection:
+            text = self._text(connection)
+        if self._read is None or self._read[0] != text:
+            self._read = (text, load_study(json.loads(text)))
+        return self._read[1]
 
     def trial_folder(self, variant: str, seed: int) -> Path:
         """Returns where a trial's recipe, checkpoints and log are."""
@@ -194,9 +182,36 @@ class Store:
 
     def trials(self) -> list[TrialRecord]:
         """Returns all trials, in the order in which they are taken up."""
+        return self._select("")
+
+    def peers(self, variant: str, seed: int) -> list[TrialRecord]:
+        """Returns the trials that a trial may be compared with before it trains, in their order.
+
+        They are those of its seed, itself included, and those of other seeds that start like it.
+        """
+        own = "SELECT {} FROM trials WHERE variant = :variant AND seed = :seed"
+        return self._select(
+            f"WHERE seed = :seed OR order_digest = ({own.format('order_digest')})"
+            f" OR init_digest = ({own.format('init_digest')})",
+            {"variant": variant, "seed": seed},
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Returns the number of trials by status, without those that no trial has."""
+        with self.transaction() as connection:
+            return dict(connection.execute("SELECT status, COUNT(*) FROM trials GROUP BY status"))
+
+    def epochs(self) -> int:
+        """Returns how many epochs all trials together have recorded so far."""
+        with self.transaction() as connection:
+            return connection.execute("SELECT SUM(epochs) FROM trials").fetchone()[0]
+
+    def _select(self, condition: str, values: Mapping[str, Any] | None = None) -> list[TrialRecord]:
+        """Returns the trials that fulfil a condition, in the order in which they are taken up."""
         with self.transaction() as connection:
             rows = connection.execute(
-                f"SELECT {', '.join(_COLUMNS)} FROM trials ORDER BY position"
+                f"SELECT {', '.join(_COLUMNS)} FROM trials {condition} ORDER BY position",
+                values or {},
             ).fetchall()
         records = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
         return [TrialRecord(**r | {"result": json.loads(r["result"] or "null")}) for r in records]
@@ -265,6 +280,11 @@ class Store:
             raise StudyError(self._explain(error)) from error
 
     def _explain(self, error: sqlite3.DatabaseError) -> str:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            return (
+                f"study: the disk of {self._database} is full; make room and run the study again, "
+                "what is recorded is kept."
+            )
         if isinstance(error, sqlite3.OperationalError):
             return f"study: {self._database} cannot be used: {error}."
         return (
@@ -272,8 +292,8 @@ class Store:
             "what the trials' folders hold is read back, not trained again."
         )
 
-    def _check_schema(self, connection: sqlite3.Connection) -> bool:
-        """Tells whether the database holds a study; False if it is empty."""
+    def _check_schema(self, connection: sqlite3.Connection) -> int:
+        """Returns the format of the database, 0 if it is empty."""
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > SCHEMA_VERSION:
             raise StudyError(
@@ -283,18 +303,40 @@ class Store:
         (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
         if version == 0 and tables:
             raise StudyError(f"study: {self._database} is an SQLite database, but not of a study.")
-        return version > 0
+        return version
 
     def _peek(self) -> "_State":
         with self.transaction() as connection:
             return self._state(connection)
 
     def _state(self, connection: sqlite3.Connection) -> "_State":
-        if not self._check_schema(connection):
-            return _State(None, frozenset())
-        (text,) = connection.execute("SELECT value FROM meta WHERE key = 'study'").fetchone()
+        version = self._check_schema(connection)
+        if not version:
+            return _State(None, frozenset(), 0)
+        text = self._text(connection)
         begun = connection.execute("SELECT variant, seed FROM trials WHERE attempts > 0")
-        return _State(text, frozenset(begun))
+        return _State(text, frozenset(begun), version)
+
+    @staticmethod
+    def _text(connection: sqlite3.Connection) -> str:
+        """Returns the fields of the study as JSON."""
+        return connection.execute("SELECT value FROM meta WHERE key = 'study'").fetchone()[0]
+
+    def _check_free(self) -> None:
+        """Refuses a folder whose study.yaml no study wrote."""
+        resolved = self.folder / "study.yaml"
+        if not self._database.exists() and _is_foreign(resolved):
+            raise StudyError(
+                f"study: {resolved} was not written by a study and would be overwritten; "
+                "choose another folder for the results."
+            )
+
+    def _merge(self, known: "_State", study: Study) -> Study:
+        """Returns a study with the widths that are known, if it may follow the one that is."""
+        if known.text and any(control.is_open for control in study.controls.values()):
+            study = keep_widths(load_study(json.loads(known.text)), study)
+        self._check_unchanged(known, study)
+        return study
 
     def _check_unchanged(self, known: "_State", study: Study) -> None:
         """Refuses a study that would make begun trials incomparable or lose them."""
@@ -307,12 +349,6 @@ class Store:
                 f"study: {self.folder} holds another study ({'; '.join(found)}); variants, "
                 "controls and seeds may be added to a study, anything else needs a new folder."
             )
-
-    @staticmethod
-    def _create(connection: sqlite3.Connection) -> None:
-        for statement in _SCHEMA.split(";")[:-1]:
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @staticmethod
     def _enter(connection: sqlite3.Connection, study: Study, text: str) -> None:
@@ -328,10 +364,26 @@ class Store:
 
 @dataclass(frozen=True)
 class _State:
-    """The stored study's fields as JSON, and the (variant, seed) that were ever taken up."""
+    """The stored study's fields as JSON, the (variant, seed) ever taken up, the format."""
 
     text: str | None
     begun: frozenset[tuple[str, int]]
+    version: int
+
+
+@contextmanager
+def _undone_if_it_fails(database: Path) -> Iterator[None]:
+    """Takes a database that is still empty, and the folders made for it, away again."""
+    missing = [path for path in (database, *database.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            if missing and database.exists() and not database.stat().st_size:
+                database.unlink()
+            for folder in missing[1:]:
+                folder.rmdir()
+        raise
 
 
 def _is_foreign(path: Path) -> bool:

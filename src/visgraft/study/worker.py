@@ -6,13 +6,12 @@ Started as ``python -m visgraft.study.worker FOLDER --threads N`` by
 
 import argparse
 import logging
-import os
-import sys
 import threading
 from collections.abc import Sequence
 
 import torch
 
+from visgraft.study.child_process import end_with_the_driver
 from visgraft.study.claims import claim_next
 from visgraft.study.store import Store
 from visgraft.study.trial import work_on
@@ -26,22 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder")
     parser.add_argument("--threads", type=int, required=True)
     options = parser.parse_args(arguments)
-    threading.Thread(target=_end_with_the_driver, daemon=True).start()
+    threading.Thread(target=end_with_the_driver, daemon=True).start()
     logging.basicConfig(format="%(asctime)s %(message)s")  # to the trial's log
     logging.getLogger("visgraft").setLevel(logging.INFO)
     torch.set_num_threads(options.threads)
     store = Store.open(options.folder)
     while claim := claim_next(store):
         work_on(claim, log=True)
-
-
-def _end_with_the_driver() -> None:
-    """Ends this process at once when the other end of standard input closes.
-
-    At once is safe: whatever is on disk must bear a loss of power anyway.
-    """
-    os.read(sys.stdin.fileno(), 1)
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -81,11 +81,21 @@ EDITS: Table = {
             ("one layer for both axes", "self.expand_h(rows)", "self.expand_w(rows)"),
             (
                 "layers of the axes swapped",
-                "self.expand_h(rows).sigmoid()  # (B, C, H, 1)\n        columns = self.expand_w",
-                "self.expand_w(rows).sigmoid()\n        columns = self.expand_h",
+                "return self.expand_h(rows).sigmoid(), self.expand_w(columns).sigmoid()",
+                "return self.expand_w(rows).sigmoid(), self.expand_h(columns).sigmoid()",
             ),
             ("SiLU in place of hard swish", "functional.hardswish", "functional.silu"),
-            ("gate of the columns not turned", ".sigmoid().transpose(2, 3)", ".sigmoid()"),
+            ("gate of the columns not turned", "columns.transpose(2, 3)", "columns"),
+            (
+                "gate of the columns not turned in channels_last",
+                "columns.permute(0, 3, 2, 1)",
+                "columns.permute(0, 2, 3, 1)",
+            ),
+            (
+                "strips swapped in channels_last",
+                "[mean_over(x, 2), mean_over(x, 1)]",
+                "[mean_over(x, 1), mean_over(x, 2)]",
+            ),
             ("no gate of the columns", "gated = x * columns", "gated = x"),
             (
                 "gates added",
@@ -111,8 +121,9 @@ EDITS: Table = {
             ),
             (
                 "each strip normalised by itself",
-                "self.norm(self.reduce(strips))",
-                "torch.cat([self.norm(self.reduce(s)) for s in strips.split([h, w], 2)], 2)",
+                "self.norm(self.reduce(strips.unsqueeze(3)))",
+                "torch.cat([self.norm(self.reduce(s[..., None]))"
+                " for s in strips.split([h, w], 2)], 2)",
             ),
             (
                 "upper bound of the bottleneck",

@@ -28,13 +28,23 @@ EDITS: Table = {
             ),
             (
                 "key before query",
-                "(self.query, self.key, self.value)]",
-                "(self.key, self.query, self.value)]",
+                "layers = (self.query, self.key, self.value)",
+                "layers = (self.key, self.query, self.value)",
             ),
             (
                 "channels of a head lie apart",
-                "part.reshape(b, maps, depth, *x.shape[2:]).transpose(1, 2)",
-                "part.reshape(b, depth, maps, *x.shape[2:])",
+                "reshape(b, maps, depth, h, w).transpose(1, 2)",
+                "reshape(b, depth, maps, h, w)",
+            ),
+            (
+                "channels of a head lie apart on small maps",
+                "view(b, h, w, 3 * maps, depth).permute(0, 4, 3, 1, 2)",
+                "view(b, h, w, depth, 3 * maps).permute(0, 3, 4, 1, 2)",
+            ),
+            (
+                "hooks of the projections forgotten on small maps",
+                "small and all(map(_is_bare, layers))",
+                "small",
             ),
             (
                 "queries from the second pixel",

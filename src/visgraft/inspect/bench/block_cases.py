@@ -1,6 +1,7 @@
 """Blocks: ours, the copy that circulates, timm's where it has one, and a 3 x 3 convolution."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from visgraft.blocks import create_block, load_published
 from visgraft.blocks.deform_conv import DeformConv
 from visgraft.inspect.bench import circulating_forms as circulating
-from visgraft.inspect.bench.cases import Case, Form
+from visgraft.inspect.bench.cases import Case, CaseMaker, Form
 from visgraft.inspect.bench.op_cases import CPU_MAPS, CUDA_MAPS
 from visgraft.inspect.cost import cost
 
@@ -19,14 +20,14 @@ QUICK_MAPS = ((2, 64, 9, 9),)
 Maker = Callable[[tuple[int, ...]], dict[str, nn.Module]]
 
 
-def block_cases(device: torch.device, *, quick: bool = False) -> Iterator[Callable[[], Case]]:
+def block_cases(device: torch.device, *, quick: bool = False) -> Iterator[CaseMaker]:
     """Yields makers of the cases of all blocks, in float32."""
     maps = QUICK_MAPS if quick else CUDA_MAPS if device.type == "cuda" else CPU_MAPS
     for name in BLOCKS:
         for shape in maps:
             if name in _QUADRATIC and shape[2] * shape[3] > 2000:
                 shape = (max(1, shape[0] // 4), *shape[1:])  # every pair of positions in memory
-            yield lambda name=name, shape=shape: _case(name, shape, device)
+            yield CaseMaker(name, shape, partial(_case, name, shape, device))
 
 
 def _case(name: str, shape: tuple[int, ...], device: torch.device) -> Case:

@@ -1,12 +1,13 @@
 """What a benchmark compares: forms of one computation, on the same tensors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["STEPS", "Case", "Form", "bytes_moved", "step_call"]
+__all__ = ["STEPS", "Case", "CaseMaker", "Form", "bytes_moved", "step_call"]
 
 STEPS = ("forward", "forward and backward")
 
@@ -23,6 +24,7 @@ class Form:
         same_as: Name of the form whose values it must give before anything is timed; None where
             the forms compute different functions.
         macs: Multiply-accumulate operations of a forward call; None where they are not counted.
+        tensors: That it takes instead of those of the case; None for these.
     """
 
     run: Callable[..., Tensor]
@@ -30,6 +32,7 @@ class Form:
     refusal: Callable[..., str | None] = field(default=lambda *_: None)
     same_as: str | None = None
     macs: int | None = None
+    tensors: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,35 @@ class Case:
     steps: tuple[str, ...] = STEPS
     with_inputs: bool = True
     ours: str | None = None
+
+
+@dataclass(frozen=True)
+class CaseMaker:
+    """A case that is made when it is called for.
+
+    Attributes:
+        name: Of the case.
+        shape: Of the case.
+        make: Returns the case.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    make: Callable[[], Case]
+
+    def __call__(self) -> Case:
+        """Makes the case."""
+        return self.make()
+
+    @property
+    def label(self) -> str:
+        """Name and shape, such as ``cot 8 x 64 x 56 x 56``."""
+        return f"{self.name} {' x '.join(map(str, self.shape))}"
+
+    def is_meant(self, patterns: Sequence[str]) -> bool:
+        """Whether a pattern fits the name or the label; without patterns every case is meant."""
+        texts = (self.name, self.label)
+        return not patterns or any(fnmatch(text, p) for text in texts for p in patterns)
 
 
 def step_call(

@@ -7,11 +7,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from visgraft.inspect.bench.cases import Case
+from visgraft.inspect.bench.cases import CaseMaker
 from visgraft.inspect.bench.running import Settings, run_case
 from visgraft.inspect.machine import (
     allocator_settings,
@@ -20,14 +19,21 @@ from visgraft.inspect.machine import (
     tuned_environment,
 )
 
-__all__ = ["ALLOCATORS", "measure_cases", "measure_in_children", "read_document", "write_document"]
+__all__ = [
+    "ALLOCATORS",
+    "check_target",
+    "measure_cases",
+    "measure_in_children",
+    "read_document",
+    "write_document",
+]
 
 ALLOCATORS = ("tuned", "default")
 _FORMAT = 1
 
 
 def measure_cases(
-    makers: Iterable[Callable[[], Case]],
+    makers: Iterable[CaseMaker],
     settings: Settings,
     *,
     only: Sequence[str] = (),
@@ -39,7 +45,7 @@ def measure_cases(
     Args:
         makers: Of the cases; one is alive at a time.
         settings: How to measure.
-        only: Patterns of names; nothing for all.
+        only: Patterns of names, or of names with shapes (``cot 8 x 64 x *``); nothing for all.
         quick: Measure the machine's limits coarsely.
         tell: Takes one line of progress at a time.
 
@@ -50,6 +56,14 @@ def measure_cases(
         ValueError: No case has such a name.
         RuntimeError: Forms that must agree do not.
     """
+    makers = list(makers)
+    for pattern in only:
+        if not any(maker.is_meant([pattern]) for maker in makers):
+            raise ValueError(
+                f"bench: no case is called {pattern!r}; there are "
+                f"{', '.join(dict.fromkeys(maker.name for maker in makers))}"
+            )
+    chosen = [maker for maker in makers if maker.is_meant(only)]
     small = {"rounds": 1, "small": 1 << 18, "large": 1 << 22, "size": 128} if quick else {}
     limits = machine_limits(
         device=settings.device,
@@ -58,19 +72,10 @@ def measure_cases(
         threads=settings.threads,
         **small,
     )
-    records, names = [], []
-    for make in makers:
-        case = make()
-        names.append(case.name)
-        if only and not any(fnmatch(case.name, pattern) for pattern in only):
-            continue
-        tell(f"{case.name} {' x '.join(map(str, case.shape))}")
-        records += run_case(case, settings, limits)
-    if not records:
-        raise ValueError(
-            f"bench: no case is called {' or '.join(map(repr, only))}; there are "
-            f"{', '.join(dict.fromkeys(names))}"
-        )
+    records = []
+    for maker in chosen:
+        tell(maker.label)
+        records += run_case(maker(), settings, limits)
     run = {
         "allocator": "as it is",
         "environment": dict(allocator_settings()),
@@ -146,6 +151,27 @@ def read_document(file: Path) -> dict[str, Any]:
             f"bench: {file} is not a document of this version's `visgraft bench`; measure again"
         )
     return document
+
+
+def check_target(file: Path) -> None:
+    """Makes sure that a file can be written, and leaves everything as it is.
+
+    Raises:
+        ValueError: It is a folder, or its folder is a file or cannot be written to.
+    """
+    if file.is_dir():
+        raise ValueError(f"bench: {file} is a folder; name a file")
+    folder = file.absolute().parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ValueError(f"bench: {file} cannot be written: {folder} is not a folder")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"bench: {file} cannot be written: {error.strerror}; name another"
+        ) from error
 
 
 def write_document(document: dict[str, Any], file: Path) -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from visgraft.inspect.bench.cases import STEPS, Case, Form
+from visgraft.inspect.bench.cases import STEPS, Case, CaseMaker, Form
 from visgraft.inspect.bench.circulating_ops import unfolded_aggregation, unfolded_window_attention
 from visgraft.inspect.cost import cost
 from visgraft.inspect.fusion import fuse
@@ -34,7 +35,7 @@ class _Compared:
 
 def network_cases(
     create: CreateModel, device: torch.device, *, quick: bool = False
-) -> Iterator[Callable[[], Case]]:
+) -> Iterator[CaseMaker]:
     """Yields makers of the cases of all networks, in float32.
 
     Args:
@@ -50,9 +51,8 @@ def network_cases(
                 3,
                 *((64, 64) if quick else (224, 224)),
             )
-            yield lambda compared=compared, shape=shape, steps=steps: _case(
-                compared, shape, steps, create, device
-            )
+            make = partial(_case, compared, shape, steps, create, device)
+            yield CaseMaker(compared.name, shape, make)
 
 
 def _case(
@@ -131,8 +131,12 @@ _INFERENCE, _BOTH = STEPS[:1], STEPS
 _COMPARED = (
     _Compared("cotnet50", "resnet50", ((1, _INFERENCE), (8, _BOTH)), unfolded=_UNFOLDED_COT),
     _Compared(
-        "resnet50_acmix", "resnet50", ((1, _INFERENCE), (2, _BOTH)), unfolded=_UNFOLDED_ACMIX
+        "resnet50_acmix",
+        "resnet50",
+        ((1, _BOTH), (2, _BOTH), (8, _BOTH)),
+        unfolded=_UNFOLDED_ACMIX,
     ),
+    _Compared("botnet50", "resnet50", ((1, _INFERENCE),)),
     _Compared("mobilenetv2_ca_100", "mobilenetv2_100", ((1, _INFERENCE), (8, _BOTH))),
 )
 _QUICK = (

@@ -1,13 +1,14 @@
 """Operations: every implementation that takes the call, the circulating form, a convolution."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from visgraft.inspect.bench.cases import Case, Form
+from visgraft.inspect.bench.cases import Case, CaseMaker, Form
 from visgraft.inspect.bench.circulating_ops import (
     plain_relative_attention,
     sliced_space_to_depth,
@@ -35,19 +36,20 @@ QUICK_MAPS = ((1, 32, 9, 9),)
 HEADS, WINDOW = 4, 7
 
 
-def op_cases(device: torch.device, *, quick: bool = False) -> Iterator[Callable[[], Case]]:
+def op_cases(device: torch.device, *, quick: bool = False) -> Iterator[CaseMaker]:
     """Yields makers of the cases of all operations, in float32."""
     maps = QUICK_MAPS if quick else CUDA_MAPS if device.type == "cuda" else CPU_MAPS
     attention = QUICK_MAPS if quick else CUDA_ATTENTION if device.type == "cuda" else CPU_ATTENTION
-    for make, shapes in (
-        (_aggregation, maps),
-        (_windows, maps),
-        (_relative, attention),
-        (_deformed, maps),
-        (_to_depth, maps),
+    even = [(*shape[:2], *(n + n % 2 for n in shape[2:])) for shape in maps]
+    for name, make, shapes in (
+        ("local_aggregation", _aggregation, maps),
+        ("window_attention", _windows, maps),
+        ("relative_attention", _relative, attention),
+        ("deformable_convolution", _deformed, maps),
+        ("space_to_depth", _to_depth, even),
     ):
         for shape in shapes:
-            yield lambda make=make, shape=shape: make(shape, device)
+            yield CaseMaker(name, shape, partial(make, shape, device))
 
 
 def _noise(*shape: int, device: torch.device) -> Tensor:
@@ -158,10 +160,9 @@ def _deformed(shape: tuple[int, ...], device: torch.device) -> Case:
 
 
 def _to_depth(shape: tuple[int, ...], device: torch.device) -> Case:
-    even = (*shape[:2], *(n + n % 2 for n in shape[2:]))
     forms = {
         "circulating": Form(sliced_space_to_depth),
         "visgraft": Form(space_to_depth, same_as="circulating"),
     }
-    tensors = (_noise(*even, device=device),)
-    return Case("space_to_depth", even, tensors, forms, "circulating", ours="visgraft")
+    tensors = (_noise(*shape, device=device),)
+    return Case("space_to_depth", shape, tensors, forms, "circulating", ours="visgraft")

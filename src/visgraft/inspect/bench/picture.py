@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from visgraft.inspect.bench.cases import STEPS
+from visgraft.inspect.bench.document import check_target
 
-__all__ = ["draw_document"]
+__all__ = ["check_picture", "draw_document"]
 
 _COLOURS = {
     "visgraft": "#2166ac",
@@ -17,6 +18,24 @@ _COLOURS = {
 }
 _STYLE: Any = {"svg.hashsalt": "visgraft", "svg.fonttype": "none", "font.size": 7}
 _OTHERS = ("#4393c3", "#74a9cf", "#a6bddb", "#1b7837", "#7fbf7b", "#c2a5cf")
+
+
+def check_picture(file: Path) -> None:
+    """Makes sure that a picture can be drawn into a file.
+
+    Raises:
+        ValueError: Its ending is of no picture, or the file cannot be written.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    endings = FigureCanvasBase.get_supported_filetypes()
+    if file.suffix.lower().removeprefix(".") not in endings:
+        raise ValueError(
+            f"bench: {file} is not the name of a picture; end it in one of "
+            f"{', '.join(f'.{ending}' for ending in sorted(endings))}"
+        )
+    check_target(file)
 
 
 def draw_document(document: dict[str, Any], file: Path, *, steps: Sequence[str] = STEPS) -> None:

@@ -1,7 +1,7 @@
 """Runs the cases: agreement first, then time and memory."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from visgraft.inspect._clock import Clock
 from visgraft.inspect._kept import keeping_process
-from visgraft.inspect.bench.cases import STEPS, Case, Form, bytes_moved, step_call
+from visgraft.inspect.bench.cases import STEPS, Case, bytes_moved, step_call
+from visgraft.inspect.bench.variants import converted, graph_breaks, with_compiled
 from visgraft.inspect.machine import Limits
 from visgraft.inspect.side_by_side import measure_side_by_side
 
@@ -26,8 +27,10 @@ class Settings:
     Attributes:
         device: Where the forms compute.
         dtype: Of tensors and parameters.
-        channels_last: Whether maps and modules are laid out so.
-        compiled: Whether our form is also timed through ``torch.compile``.
+        channels_last: Whether maps and modules are laid out so; with this or another dtype, our
+            form and the baseline are also timed as they are without.
+        compiled: Whether our form and the one that circulates are also timed through
+            ``torch.compile``.
         rounds: As of ``measure_side_by_side``, like the rest.
         threads: None leaves them.
         budget: Seconds for one comparison.
@@ -54,16 +57,30 @@ def run_case(case: Case, settings: Settings, limits: Limits) -> list[dict[str, A
         One record per step, plain values ready for JSON: what was compared, who refused and why,
         the timings, and for each form the fraction of the machine's limits that it reached:
         ``of_copy``, the bytes that must be moved at the speed of a copy, and ``of_multiply``, its
-        multiplications at the speed of a matrix product.
+        multiplications at the speed of a matrix product; for compiled forms their graph breaks.
 
     Raises:
         RuntimeError: Forms that must agree do not; nothing is timed then.
     """
-    case = _converted(case, settings)
-    if settings.compiled:
-        case = _with_compiled(case)
+    case = converted(case, settings.dtype, channels_last=settings.channels_last)
     with keeping_process(settings.threads, settings.device):
-        return [_run_step(case, step, settings, limits) for step in case.steps]
+        if not settings.compiled:
+            return [_run_step(case, step, settings, limits) for step in case.steps]
+        try:
+            return [_run_compiled(case, step, settings, limits) for step in case.steps]
+        finally:
+            torch.compiler.reset()
+
+
+def _run_compiled(case: Case, step: str, settings: Settings, limits: Limits) -> dict[str, Any]:
+    """Measures a step with the compiled forms, and how often each leaves its graph."""
+    both = with_compiled(case)
+    added = [name for name in both.forms if name not in case.forms]
+    breaks = {
+        name: graph_breaks(case.forms[name.removesuffix(", compiled")], case.tensors, step)
+        for name in added
+    }
+    return {**_run_step(both, step, settings, limits), "graph_breaks": breaks}
 
 
 def _run_step(case: Case, step: str, settings: Settings, limits: Limits) -> dict[str, Any]:
@@ -115,14 +132,15 @@ def agreeing_calls(
     refused: dict[str, str] = {}
     results: dict[str, list[Tensor]] = {}
     wants_grad = step != STEPS[0]
-    probes = tuple(t.detach().requires_grad_(wants_grad) for t in case.tensors)
     for name, form in case.forms.items():
+        given = case.tensors if form.tensors is None else form.tensors
+        probes = tuple(t.detach().requires_grad_(wants_grad) for t in given)
         reason = form.refusal(*probes)
         if reason is not None:
             refused[name] = reason
             continue
         try:
-            call = step_call(form, case.tensors, step, with_inputs=case.with_inputs)
+            call = step_call(form, given, step, with_inputs=case.with_inputs)
             results[name] = call()
         except torch.OutOfMemoryError as error:
             refused[name] = f"out of memory ({str(error).splitlines()[0]})"
@@ -158,31 +176,3 @@ def _agree(
             f"bench: {name} and {other} of {case.name} {case.shape} give different values in "
             f"{step} ({what}: {difference:.1e} of the largest value); nothing is timed"
         )
-
-
-def _converted(case: Case, settings: Settings) -> Case:
-    """Moves tensors and modules to the dtype and layout of the settings."""
-
-    def laid_out(tensor: Tensor) -> Tensor:
-        tensor = tensor.to(settings.dtype)
-        if settings.channels_last and tensor.ndim == 4:
-            tensor = tensor.contiguous(memory_format=torch.channels_last)
-        return tensor
-
-    for form in case.forms.values():
-        if form.module is not None:
-            form.module.to(settings.dtype)
-            if settings.channels_last:
-                form.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return replace(case, tensors=tuple(map(laid_out, case.tensors)))
-
-
-def _with_compiled(case: Case) -> Case:
-    """Adds the compiled form of ours and of the one that circulates."""
-    forms: dict[str, Form] = dict(case.forms)
-    compiled: Mapping[str, Form] = {
-        f"{name}, compiled": replace(form, run=torch.compile(form.run, dynamic=False))
-        for name, form in case.forms.items()
-        if name in (case.ours, "circulating")
-    }
-    return replace(case, forms={**forms, **compiled})
