@@ -28,10 +28,10 @@ from visgraft.study.claims import busy_processes, claim_next, sweep
 from visgraft.study.facts import TrialFacts
 from visgraft.study.plan import Study
 from visgraft.study.progress import StudyProgress
-from visgraft.study.report_data import StudyData, Summary, from_store, summarise
-from visgraft.study.report_files import render_csv, render_markdown, render_trials_csv
-from visgraft.study.report_page import render_html
-from visgraft.study.reporting import terminal_table
+from visgraft.study.reports.data import StudyData, Summary, from_store, summarise
+from visgraft.study.reports.files import render_csv, render_markdown, render_trials_csv
+from visgraft.study.reports.page import render_html
+from visgraft.study.reports.writing import terminal_table
 from visgraft.study.store import Store
 
 METRICS = ("train_loss", "loss", "top1", "top5", "lr", "seconds")

@@ -1,6 +1,6 @@
 import pytest
 
-from visgraft.study import measuring
+from visgraft.study.measuring import networks as measuring
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,7 +1,7 @@
 """What networks cost, made up."""
 
-from visgraft.study.cost_record import CostRecord
-from visgraft.study.measured_cost import Latency, MeasuredCost
+from visgraft.study.measuring.cost import Latency, MeasuredCost
+from visgraft.study.measuring.record import CostRecord
 
 __all__ = ["ENVIRONMENT", "cost", "record"]
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from tests.study.made_up_costs import cost
 from tests.study.made_up_study import changed, made_up
-from visgraft.study.report_data import Trial, summarise
-from visgraft.study.report_pictures import Picture, PictureRow, Pictures
+from visgraft.study.reports.data import Trial, summarise
+from visgraft.study.reports.pictures import Picture, PictureRow, Pictures
 
 __all__ = ["full_data", "full_summary", "png"]
 

@@ -2,10 +2,10 @@
 
 from visgraft.study import execution
 from visgraft.study.claims import claim_next, reopen
-from visgraft.study.placement_candidates import Candidate, Candidates
-from visgraft.study.placement_halving import final_seeds, plan_rungs
-from visgraft.study.placement_network import NetworkBlock, NetworkMap
-from visgraft.study.placement_plan import PlacementPlan
+from visgraft.study.placement.candidates import Candidate, Candidates
+from visgraft.study.placement.halving import final_seeds, plan_rungs
+from visgraft.study.placement.network import NetworkBlock, NetworkMap
+from visgraft.study.placement.plan import PlacementPlan
 from visgraft.study.store import Store
 from visgraft.tasks.graft_spec import GraftSpec
 from visgraft.tasks.recipe import load_recipe

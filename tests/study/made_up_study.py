@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from visgraft.study.report_data import StudyData, Trial
+from visgraft.study.reports.data import StudyData, Trial
 
 __all__ = ["changed", "made_up"]
 

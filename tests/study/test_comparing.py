@@ -8,11 +8,15 @@ from scipy import stats
 
 from tests.study.made_up_study import changed, made_up
 from visgraft.cli.main import main
-from visgraft.study.comparing import _INDIFFERENT, compare_studies
-from visgraft.study.comparing_text import comparison_csv, comparison_markdown, comparison_text
 from visgraft.study.errors import StudyError
 from visgraft.study.plan import load_study
-from visgraft.study.report_data import summarise
+from visgraft.study.reports.comparing import _INDIFFERENT, compare_studies
+from visgraft.study.reports.comparing_text import (
+    comparison_csv,
+    comparison_markdown,
+    comparison_text,
+)
+from visgraft.study.reports.data import summarise
 from visgraft.study.store import Store
 from visgraft.tasks import recipe as recipes
 

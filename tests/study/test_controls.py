@@ -14,9 +14,9 @@ from visgraft.study.control import Control
 from visgraft.study.errors import StudyError
 from visgraft.study.execution import run_study
 from visgraft.study.plan import load_study, trials
-from visgraft.study.report_data import summarise
-from visgraft.study.report_files import render_markdown
-from visgraft.study.reporting import study_data, terminal_table
+from visgraft.study.reports.data import summarise
+from visgraft.study.reports.files import render_markdown
+from visgraft.study.reports.writing import study_data, terminal_table
 from visgraft.study.store import Store
 from visgraft.tasks import load_trained
 

@@ -12,8 +12,8 @@ from visgraft.study.execution import run_study
 from visgraft.study.matching import find_widths
 from visgraft.study.plan import load_study, trials
 from visgraft.study.pricing import count_parameters, counted_part
-from visgraft.study.report_data import summarise
-from visgraft.study.reporting import report, study_data, terminal_table
+from visgraft.study.reports.data import summarise
+from visgraft.study.reports.writing import report, study_data, terminal_table
 from visgraft.study.store import Store
 from visgraft.tasks.building import build_model
 

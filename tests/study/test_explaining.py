@@ -9,13 +9,13 @@ from PIL import Image
 
 from tests.study.tiny import recipe, study
 from visgraft.data import load_data
-from visgraft.study import explaining
 from visgraft.study.claims import claim_next
 from visgraft.study.errors import StudyError
-from visgraft.study.explaining import draw_pictures, redraw_pictures
 from visgraft.study.facts import open_images
-from visgraft.study.report_pictures import read_pictures
-from visgraft.study.reporting import report, study_data
+from visgraft.study.reports import explaining
+from visgraft.study.reports.explaining import draw_pictures, redraw_pictures
+from visgraft.study.reports.pictures import read_pictures
+from visgraft.study.reports.writing import report, study_data
 from visgraft.study.store import Store
 from visgraft.tasks.training import train
 

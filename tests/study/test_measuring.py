@@ -14,10 +14,10 @@ from torch import nn
 from tests.study.test_measuring_driver import finish
 from tests.study.tiny import recipe, study
 from visgraft.inspect import measure
-from visgraft.study import measuring
-from visgraft.study.cost_record import read_costs
 from visgraft.study.execution import run_study
-from visgraft.study.measuring import measure_networks
+from visgraft.study.measuring import networks as measuring
+from visgraft.study.measuring.networks import measure_networks
+from visgraft.study.measuring.record import read_costs
 from visgraft.study.plan import trials
 from visgraft.study.store import Store
 from visgraft.tasks.building import build_model
@@ -212,7 +212,7 @@ def measuring_process(folder):
             words = entry.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"visgraft.study.measuring_worker" in words and str(folder).encode() in words:
+        if b"visgraft.study.measuring.worker" in words and str(folder).encode() in words:
             return int(entry.parent.name)
     return None
 

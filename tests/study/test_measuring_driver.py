@@ -4,13 +4,13 @@ import pytest
 
 from tests.study.made_up_costs import record
 from tests.study.tiny import FIELDS, study
-from visgraft.study import measuring_driver
 from visgraft.study.claims import claim_next
-from visgraft.study.cost_record import claim_measuring, read_costs
 from visgraft.study.errors import StudyError
 from visgraft.study.execution import StudyInterrupted, run_study
+from visgraft.study.measuring import driver as measuring_driver
+from visgraft.study.measuring.record import claim_measuring, read_costs
 from visgraft.study.ownership import Owner
-from visgraft.study.reporting import study_data
+from visgraft.study.reports.writing import study_data
 from visgraft.study.store import Store
 
 ELSEWHERE = Owner("another machine", 1, "1")

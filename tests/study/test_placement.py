@@ -11,15 +11,15 @@ import visgraft.models  # noqa: F401 - registers ours
 from tests.study.made_up_placement import WORTH, made_up_plan, trained
 from tests.study.tiny import recipe
 from visgraft.cli.main import main
-from visgraft.study import placement
 from visgraft.study.errors import StudyError
-from visgraft.study.placement import place
-from visgraft.study.placement_candidates import derive_places
-from visgraft.study.placement_halving import final_seeds, plan_rungs, rank
-from visgraft.study.placement_network import map_network
-from visgraft.study.placement_plan import plan_placement
-from visgraft.study.placement_report import place_rows
-from visgraft.study.reporting import study_data
+from visgraft.study.placement import placing as placement
+from visgraft.study.placement.candidates import derive_places
+from visgraft.study.placement.halving import final_seeds, plan_rungs, rank
+from visgraft.study.placement.network import map_network
+from visgraft.study.placement.placing import place
+from visgraft.study.placement.plan import plan_placement
+from visgraft.study.placement.report import place_rows
+from visgraft.study.reports.writing import study_data
 from visgraft.study.store import Store
 from visgraft.surgery.sites import survey
 from visgraft.tasks.errors import RecipeError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.study.tiny import numbers, recipe
-from visgraft.study.placement import place
+from visgraft.study.placement.placing import place
 from visgraft.study.store import Store
 
 pytestmark = pytest.mark.slow

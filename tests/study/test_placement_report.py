@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.study.made_up_placement import WORTH, made_up_plan, trained
-from visgraft.study import placement
-from visgraft.study.placement import place
-from visgraft.study.placement_map import Lane, draw_map
-from visgraft.study.placement_network import NetworkBlock, NetworkMap
-from visgraft.study.placement_report import place_rows, plan_table, render_page, result_table
+from visgraft.study.placement import placing as placement
+from visgraft.study.placement.map import Lane, draw_map
+from visgraft.study.placement.network import NetworkBlock, NetworkMap
+from visgraft.study.placement.placing import place
+from visgraft.study.placement.report import place_rows, plan_table, render_page, result_table
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.study.tiny import numbers, recipe, study
+from visgraft.study.cluster.machines import connect
 from visgraft.study.errors import StudyError
 from visgraft.study.execution import run_study
-from visgraft.study.ray_cluster import connect
 from visgraft.study.store import Store
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 
 from tests.study.tiny import recipe, study
-from visgraft.study import ray_executor
 from visgraft.study.claims import MAX_CRASHES, claim_next
+from visgraft.study.cluster import executor as ray_executor
+from visgraft.study.cluster.executor import RayExecutor
+from visgraft.study.cluster.machines import RayCluster, Share, connect, gpus_per_trial
+from visgraft.study.cluster.storage import Storage
 from visgraft.study.errors import StudyError
-from visgraft.study.ray_cluster import RayCluster, Share, connect, gpus_per_trial
-from visgraft.study.ray_executor import RayExecutor
-from visgraft.study.storage import Storage
 from visgraft.study.store import Store
 
 FACTS = {"params": 7, "macs": 9, "init_digest": "w", "order_digest": "o"}
@@ -335,7 +335,7 @@ def test_what_was_trained_at_home_goes_along(store, ray, tmp_path):
 def test_machine_without_visgraft_says_so(ray, monkeypatch):
     fake = ray(well)
     fake.get_runtime_context = lambda: SimpleNamespace(get_node_id=lambda: "n7")
-    monkeypatch.setitem(sys.modules, "visgraft.study.ray_task", None)
+    monkeypatch.setitem(sys.modules, "visgraft.study.cluster.task", None)
     arrived, (word, content) = ray_executor._attempt_function()({})
     assert arrived == ("arrived", {"machine": "n7"})
     assert word == "refused"

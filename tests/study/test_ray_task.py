@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.study.tiny import recipe, study
-from visgraft.study import ray_task
+from visgraft.study.cluster import task as ray_task
+from visgraft.study.cluster.storage import Storage
+from visgraft.study.cluster.task import Job, run_attempt
 from visgraft.study.environment import describe_environment
 from visgraft.study.ownership import Owner
-from visgraft.study.ray_task import Job, run_attempt
-from visgraft.study.storage import Storage
 from visgraft.study.trial import find_spec
 from visgraft.tasks.images import load_images
 from visgraft.tasks.training import train

@@ -1,7 +1,7 @@
 import pytest
 
+from visgraft.study.cluster.wishes import check_wishes
 from visgraft.study.errors import StudyError
-from visgraft.study.ray_wishes import check_wishes
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from tests.study.made_up_study import changed, made_up
 from visgraft.study.claims import claim_next
 from visgraft.study.errors import StudyError
 from visgraft.study.plan import load_study
-from visgraft.study.report_data import Trial, summarise
-from visgraft.study.report_files import render_csv, render_markdown, render_trials_csv
-from visgraft.study.report_page import render_html
-from visgraft.study.report_plots import build_plots, pareto_front
-from visgraft.study.report_style import DARK, LIGHT
-from visgraft.study.reporting import report, study_data, terminal_table
+from visgraft.study.reports.data import Trial, summarise
+from visgraft.study.reports.files import render_csv, render_markdown, render_trials_csv
+from visgraft.study.reports.page import render_html
+from visgraft.study.reports.plots import build_plots, pareto_front
+from visgraft.study.reports.style import DARK, LIGHT
+from visgraft.study.reports.writing import report, study_data, terminal_table
 from visgraft.study.store import Store
 
 

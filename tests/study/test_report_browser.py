@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.study.made_up_page import full_summary
-from visgraft.study.report_page import render_html
+from visgraft.study.reports.page import render_html
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

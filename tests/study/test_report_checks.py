@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 
 from tests.study.made_up_study import changed, made_up
-from visgraft.study import report_numbers as numbers
-from visgraft.study.report_checks import check_fairness
+from visgraft.study.reports import numbers
+from visgraft.study.reports.checks import check_fairness
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import pytest
 
 from tests.study.made_up_costs import ENVIRONMENT, cost
 from tests.study.made_up_study import made_up
-from visgraft.study.report_costs import measured_where
-from visgraft.study.report_data import summarise
-from visgraft.study.report_plots import build_plots
-from visgraft.study.reporting import terminal_table
+from visgraft.study.reports.costs import measured_where
+from visgraft.study.reports.data import summarise
+from visgraft.study.reports.plots import build_plots
+from visgraft.study.reports.writing import terminal_table
 
 MIB = 1 << 20
 COSTS = {"baseline": cost(2.0, 4 * MIB), "up": cost(3.0, 6 * MIB), "same": cost(2.5, 3 * MIB)}

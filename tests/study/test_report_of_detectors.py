@@ -10,11 +10,11 @@ import pytest
 
 from tests.study.made_up_study import changed, made_up
 from tests.study.test_report import figures_of, text_of
-from visgraft.study.report_data import summarise
-from visgraft.study.report_files import render_csv, render_markdown, render_trials_csv
-from visgraft.study.report_others import Other
-from visgraft.study.report_page import render_html
-from visgraft.study.reporting import terminal_table
+from visgraft.study.reports.data import summarise
+from visgraft.study.reports.files import render_csv, render_markdown, render_trials_csv
+from visgraft.study.reports.others import Other
+from visgraft.study.reports.page import render_html
+from visgraft.study.reports.writing import terminal_table
 from visgraft.tasks.metric_names import TASK_METRICS, task_metrics
 
 SIZE = "backbone and pyramid, an image of 128 x 160 pixels"

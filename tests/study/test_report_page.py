@@ -11,14 +11,14 @@ import pytest
 
 from tests.study.made_up_page import full_data, full_summary
 from tests.study.made_up_study import changed, made_up
-from visgraft.study import report_numbers as numbers
 from visgraft.study import statistics
-from visgraft.study.report_data import StudyData, Trial, summarise
-from visgraft.study.report_files import render_csv, render_markdown
-from visgraft.study.report_page import render_html
-from visgraft.study.report_plots import build_plots
-from visgraft.study.report_seeds import LISTED, seed_rows
-from visgraft.study.report_style import DARK, LIGHT
+from visgraft.study.reports import numbers
+from visgraft.study.reports.data import StudyData, Trial, summarise
+from visgraft.study.reports.files import render_csv, render_markdown
+from visgraft.study.reports.page import render_html
+from visgraft.study.reports.plots import build_plots
+from visgraft.study.reports.seeds import LISTED, seed_rows
+from visgraft.study.reports.style import DARK, LIGHT
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 from tests.study.tiny import study
 from visgraft.study import schema
 from visgraft.study.claims import claim_next
-from visgraft.study.cost_record import CostRecord, read_costs
 from visgraft.study.errors import StudyError
-from visgraft.study.reporting import report, study_data
+from visgraft.study.measuring.record import CostRecord, read_costs
+from visgraft.study.reports.writing import report, study_data
 from visgraft.study.store import Store
 
 FORMAT_1 = """

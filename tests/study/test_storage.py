@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from visgraft.study.cluster.storage import Storage
 from visgraft.study.errors import StudyError
-from visgraft.study.storage import Storage
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ def _run(args: Namespace) -> int:
 
 def _report(args: Namespace) -> None:
     if args.pictures:
-        from visgraft.study.explaining import redraw_pictures
+        from visgraft.study.reports.explaining import redraw_pictures
 
         redraw_pictures(args.folder)
     _print_report(Path(args.folder))

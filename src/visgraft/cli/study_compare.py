@@ -25,13 +25,13 @@ def add_compare(actions: _SubParsersAction) -> None:
 
 
 def _compare(args: Namespace) -> None:
-    from visgraft.study.comparing import compare_studies
-    from visgraft.study.comparing_text import (
+    from visgraft.study.errors import StudyError
+    from visgraft.study.reports.comparing import compare_studies
+    from visgraft.study.reports.comparing_text import (
         comparison_csv,
         comparison_markdown,
         comparison_text,
     )
-    from visgraft.study.errors import StudyError
     from visgraft.tasks.files import write_atomically
 
     out = Path(args.out) if args.out else None

@@ -96,9 +96,9 @@ def add_place(actions: _SubParsersAction) -> None:
 
 
 def _run(args: Namespace) -> int:
-    from visgraft.study.placement import place
-    from visgraft.study.placement_plan import plan_placement
-    from visgraft.study.placement_report import plan_table, result_table
+    from visgraft.study.placement.placing import place
+    from visgraft.study.placement.plan import plan_placement
+    from visgraft.study.placement.report import plan_table, result_table
 
     fields = {name: getattr(args, name) for name in ("model", "data", "epochs")}
     plan = plan_placement(

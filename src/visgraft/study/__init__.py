@@ -7,15 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visgraft.study.comparing import StudyComparison, compare_studies
     from visgraft.study.control import Control
     from visgraft.study.errors import StudyError
     from visgraft.study.execution import StudyInterrupted, StudyResult, run_study
-    from visgraft.study.placement import Placement, place
-    from visgraft.study.placement_plan import PlacementPlan, plan_placement
+    from visgraft.study.placement.placing import Placement, place
+    from visgraft.study.placement.plan import PlacementPlan, plan_placement
     from visgraft.study.plan import Study, TrialSpec, Variant, list_studies, load_study, trials
     from visgraft.study.planning import SeedPlan, plan_seeds
-    from visgraft.study.reporting import report, study_data, terminal_table
+    from visgraft.study.reports.comparing import StudyComparison, compare_studies
+    from visgraft.study.reports.writing import report, study_data, terminal_table
     from visgraft.study.store import Store, TrialRecord
 
 __all__ = [
@@ -46,15 +46,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "comparing": ("StudyComparison", "compare_studies"),
+    "reports.comparing": ("StudyComparison", "compare_studies"),
     "control": ("Control",),
     "errors": ("StudyError",),
     "execution": ("StudyInterrupted", "StudyResult", "run_study"),
-    "placement": ("Placement", "place"),
-    "placement_plan": ("PlacementPlan", "plan_placement"),
+    "placement.placing": ("Placement", "place"),
+    "placement.plan": ("PlacementPlan", "plan_placement"),
     "plan": ("Study", "TrialSpec", "Variant", "list_studies", "load_study", "trials"),
     "planning": ("SeedPlan", "plan_seeds"),
-    "reporting": ("report", "study_data", "terminal_table"),
+    "reports.writing": ("report", "study_data", "terminal_table"),
     "store": ("Store", "TrialRecord"),
 }
 

@@ -11,19 +11,19 @@ from typing import Literal, Protocol
 import torch
 
 from visgraft.study.claims import reopen, sweep
+from visgraft.study.cluster.wishes import RayWishes, check_wishes
 from visgraft.study.deciding import check_metric
 from visgraft.study.environment import available_cores, describe_environment
 from visgraft.study.errors import StudyError
-from visgraft.study.explaining import draw_pictures
 from visgraft.study.facts import check_images
 from visgraft.study.local import LocalExecutor
 from visgraft.study.matching import find_widths
-from visgraft.study.measuring_driver import When, measure_costs
+from visgraft.study.measuring.driver import When, measure_costs
 from visgraft.study.plan import Study, load_study, trials
 from visgraft.study.preflight import preflight
 from visgraft.study.pricing import macs_of
 from visgraft.study.progress import StudyProgress
-from visgraft.study.ray_wishes import RayWishes, check_wishes
+from visgraft.study.reports.explaining import draw_pictures
 from visgraft.study.store import Store, TrialRecord
 from visgraft.tasks.images import RunData, load_images
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from scipy import stats
 
 from visgraft.study.errors import StudyError
-from visgraft.study.report_data import summarise
-from visgraft.study.reporting import study_data
+from visgraft.study.reports.data import summarise
+from visgraft.study.reports.writing import study_data
 from visgraft.study.statistics import LEVEL, POWER, seeds_needed
 
 __all__ = ["SeedPlan", "in_words", "plan_seeds"]

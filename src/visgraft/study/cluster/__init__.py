@@ -1,0 +1,3 @@
+"""Trials on the machines of a Ray cluster."""
+
+__all__: list[str] = []

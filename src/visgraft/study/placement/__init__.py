@@ -1,0 +1,3 @@
+"""Where does a block help? Candidates, screening by successive halving, a final study, a map."""
+
+__all__: list[str] = []
