@@ -62,5 +62,7 @@ def test_killed_placement_ends_with_the_same_numbers(tmp_path):
         assert len(records) == trials
         assert {record.status for record in records} == {"finished"}
         assert sum(record.attempts for record in records) == trials + (name == "final")
+    assert not (folder / "rung1" / "pictures").exists()
+    assert (folder / "final" / "pictures").is_dir()
     assert result.report.is_file()
     assert (folder / "place.svg").read_text() == (whole.folder / "place.svg").read_text()

@@ -82,6 +82,7 @@ def run_study(
     threads: int | None = None,
     progress: bool = True,
     measure: bool | Literal["again"] = True,
+    pictures: bool = True,
     executor: Literal["local", "ray"] = "local",
     address: str | None = None,
     gpus: float | None = None,
@@ -105,6 +106,7 @@ def run_study(
         measure: Whether to measure latency and memory of all networks side by side, once no trial
             is left: some seconds per network. Figures that are there are kept, unless a network
             was added or ``"again"`` asks for new ones.
+        pictures: Whether to draw what the networks of the first seed look at; classifiers only.
         executor: ``"local"`` trains on this machine, ``"ray"`` on those of a Ray cluster: then
             ``threads`` is also the number of CPUs that a trial takes, and ``workers`` is by default
             as many as there is room for. This process alone writes the record.
@@ -155,7 +157,8 @@ def run_study(
             with StudyProgress(store, lanes, threads, enabled=progress) as display:
                 runner.run(store, display.update)
         costs(store)
-        draw_pictures(store, data)
+        if pictures:
+            draw_pictures(store, data)
     except KeyboardInterrupt:
         if known := Store.find(folder):
             sweep(known, blame=False)

@@ -150,7 +150,7 @@ on the spread over seeds.
     folder = Path("runs") / default if folder is None else Path(folder)
     keep_settings(folder, plan)
 
-    def run(study: Study, name: str, *, measure: bool) -> None:
+    def run(study: Study, name: str, *, measure: bool, pictures: bool) -> None:
         run_study(
             study,
             folder / name,
@@ -158,6 +158,7 @@ on the spread over seeds.
             threads=threads,
             progress=progress,
             measure=measure,
+            pictures=pictures,
             executor=executor,
             address=address,
             gpus=gpus,
@@ -166,11 +167,12 @@ on the spread over seeds.
 
     state = Placement(folder, plan)
     for rung in plan.rungs:
-        done = _screen(plan, rung, state.remaining, folder / rung.name, partial(run, measure=False))
+        screen = partial(run, measure=False, pictures=False)
+        done = _screen(plan, rung, state.remaining, folder / rung.name, screen)
         state = Placement(folder, plan, (*state.rungs, done))
         write_report(state)
     ordered = [c.name for c in plan.candidates.usable if c.name in state.remaining]
-    run(plan.final_study(ordered), FINAL, measure=measure)
+    run(plan.final_study(ordered), FINAL, measure=measure, pictures=True)
     report(folder / FINAL)
     state = Placement(folder, plan, state.rungs, summarise(study_data(folder / FINAL)))
     write_report(state)
