@@ -92,7 +92,7 @@ def test_a_network_of_a_fixed_size_is_built_for_the_size(capsys):
     ],
 )
 def test_options_are_python_values_or_words(given, value):
-    from visgraft.cli.graft import _option
+    from visgraft.cli._graft_options import _option
 
     assert _option(given) == (given.split("=")[0], value)
 

@@ -127,8 +127,10 @@ def test_node_that_dies_in_mid_trial_costs_nothing_but_time(cluster, store, unbr
     (doomed,) = cluster.worker_nodes
 
     def kill():
-        wait_for(store, lambda: _trains_half_way(store, doomed))
+        pid = wait_for(store, lambda: _frozen_half_way(store, doomed))
         cluster.remove_node(doomed, allow_graceful=False)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
     with ThreadPoolExecutor(1) as pool:
         killing = pool.submit(kill)
@@ -171,18 +173,23 @@ def test_killed_process_goes_on_from_the_storage(cluster, store, unbroken, tmp_p
         assert (store.trial_folder(trial.variant, trial.seed) / "last.ckpt").exists()
 
 
-def _trains_half_way(store, node):
-    """Tells whether a process of the node is in a trial that has an epoch, but not all."""
+def _frozen_half_way(store, node):
+    """Stops a process of the node in a trial that has an epoch, but not all; returns its number."""
     (raylet,) = node.all_processes["raylet"]
     for trial in store.trials():
-        if trial.status == "running" and 0 < trial.epochs < 3:
-            log = log_of(store, trial.variant, trial.seed)
-            pid = log.rpartition("taken up by process ")[2].split()[0]
-            with suppress(FileNotFoundError):
-                stat = Path(f"/proc/{pid}/stat").read_text()
-                if int(stat.rpartition(")")[2].split()[1]) == raylet.process.pid:
-                    return True
-    return False
+        log = log_of(store, trial.variant, trial.seed)
+        if trial.status != "running" or "epoch 1, train_loss" not in log:
+            continue
+        pid = int(log.rpartition("taken up by process ")[2].split()[0])
+        with suppress(FileNotFoundError, ProcessLookupError):
+            stat = Path(f"/proc/{pid}/stat").read_text()
+            if int(stat.rpartition(")")[2].split()[1]) != raylet.process.pid:
+                continue
+            os.kill(pid, signal.SIGSTOP)
+            if "epoch 3, train_loss" not in log_of(store, trial.variant, trial.seed):
+                return pid
+            os.kill(pid, signal.SIGCONT)  # too late
+    return None
 
 
 def _process_with_an_epoch(storage):

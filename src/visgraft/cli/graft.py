@@ -1,10 +1,10 @@
 """`visgraft graft`: puts a block into a network and shows what that does to it."""
 
-import ast
 import json
-from argparse import ArgumentTypeError, Namespace, _SubParsersAction
+from argparse import Namespace, _SubParsersAction
 from pathlib import Path
-from typing import Any
+
+from visgraft.cli._graft_options import add_graft_options
 
 __all__ = ["add_command"]
 
@@ -29,25 +29,7 @@ def add_command(commands: _SubParsersAction) -> None:
         metavar="PATTERN",
         help="a kind, STAGE/KIND or path pattern that `visgraft sites` lists; may be repeated",
     )
-    parser.add_argument(
-        "--how",
-        choices=("replace", "after", "parallel"),
-        help="where the block goes (default: by its role)",
-    )
-    parser.add_argument(
-        "--start",
-        choices=("identity", "paper"),
-        default="identity",
-        help="what the network computes at first (default: identity)",
-    )
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        type=_option,
-        metavar="NAME=VALUE",
-        help="an option of the block, such as kernel_size=5; may be repeated",
-    )
+    add_graft_options(parser)
     parser.add_argument(
         "--loose", action="store_true", help="leave out the sites where the block does not fit"
     )
@@ -107,14 +89,3 @@ def _run(args: Namespace) -> None:
     if args.output is not None:
         visgraft.save(model, args.output, grafts=done, name=args.model, options=options)
         print(f"model: {args.output}")
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """Reads ``name=value``; the value is a Python literal, else text."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE, such as kernel_size=5")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, {"true": True, "false": False, "none": None}.get(value, value)

@@ -1,8 +1,8 @@
 """`visgraft study place`: where in a network a block should go."""
 
-import ast
-from argparse import ArgumentTypeError, Namespace, _SubParsersAction
-from typing import Any
+from argparse import Namespace, _SubParsersAction
+
+from visgraft.cli._graft_options import add_graft_options
 
 __all__ = ["add_place"]
 
@@ -35,25 +35,7 @@ def add_place(actions: _SubParsersAction) -> None:
         help="a place to compare, as `visgraft graft` takes it; commas join several to one; may "
         "be repeated (default: derived from the network)",
     )
-    parser.add_argument(
-        "--how",
-        choices=("replace", "after", "parallel"),
-        help="where the block goes (default: by its role)",
-    )
-    parser.add_argument(
-        "--start",
-        choices=("identity", "paper"),
-        default="identity",
-        help="what the network computes at first (default: identity)",
-    )
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        type=_option,
-        metavar="NAME=VALUE",
-        help="an option of the block, such as reduction=4; may be repeated",
-    )
+    add_graft_options(parser)
     parser.add_argument(
         "--survivors", type=int, help="places in the final study (default: 3, or all of fewer)"
     )
@@ -129,14 +111,3 @@ def _run(args: Namespace) -> int:
     print(result_table(result))
     print(f"\nreport: {result.report.resolve().as_uri()}")
     return 1 if result.failed else 0
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """Reads ``name=value``; the value is a Python literal, else text."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE, such as reduction=4")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, {"true": True, "false": False, "none": None}.get(value, value)

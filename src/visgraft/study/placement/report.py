@@ -5,10 +5,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
-from importlib.resources import files
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +20,7 @@ from visgraft.study.placement.settings import RECIPE, SETTINGS
 from visgraft.study.reports import numbers
 from visgraft.study.reports.data import Row
 from visgraft.study.reports.files import BADGES
+from visgraft.study.reports.texts import resource, templates
 from visgraft.study.statistics import Comparison
 from visgraft.tasks.files import write_atomically
 from visgraft.tasks.metric_names import Metric, task_metrics
@@ -226,7 +224,7 @@ def _map(state: Placement, rows: Sequence[PlaceRow], *, alone: bool = False) -> 
 def _render(template: str, state: Placement, *, for_html: bool = False) -> str:
     rows = place_rows(state)
     return (
-        _templates(for_html)
+        templates(for_html)
         .get_template(template)
         .render(
             state=state,
@@ -240,8 +238,8 @@ def _render(template: str, state: Placement, *, for_html: bool = False) -> str:
             commands=_commands(state),
             recipe=dump_recipe(state.plan.recipe),
             settings=SETTINGS,
-            styles=f"{_resource('report.css')}\n{MAP_STYLES}",
-            script=_resource("report.js"),
+            styles=f"{resource('report.css')}\n{MAP_STYLES}",
+            script=resource("report.js"),
             version=__version__,
             now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
@@ -270,25 +268,6 @@ def _commands(state: Placement) -> list[str]:
     for control in plan.controls:
         words += ["--control", control]
     return [shlex.join([*words, "--folder", "runs/place_again"])]
-
-
-@cache
-def _templates(for_html: bool) -> Environment:
-    environment = Environment(
-        loader=PackageLoader("visgraft.study.reports"),
-        autoescape=for_html,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    for name in numbers.__all__:
-        environment.filters[name] = getattr(numbers, name)
-    return environment
-
-
-def _resource(name: str) -> str:
-    return files("visgraft.study.reports").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _table(titles: Sequence[str], *, text: Sequence[int]) -> Table:

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from visgraft.study.reports.comparing import SharedNetwork, StudyComparison
 from visgraft.study.reports.data import Row
-from visgraft.study.reports.files import markdown_cell
 from visgraft.study.reports.numbers import NOTHING, interval, p_value, value
+from visgraft.study.reports.texts import markdown_cell
 
 __all__ = ["comparison_csv", "comparison_markdown", "comparison_text"]
 

@@ -3,18 +3,12 @@
 import csv
 import io
 import math
-import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
-
 from visgraft._version import __version__
-from visgraft.study.reports import numbers
 from visgraft.study.reports.costs import measured_where
 from visgraft.study.reports.data import StudyData, Summary
 from visgraft.study.reports.measured import (
@@ -24,12 +18,12 @@ from visgraft.study.reports.measured import (
 )
 from visgraft.study.reports.others import Other, others_table
 from visgraft.study.reports.seeds import LISTED, seed_rows
+from visgraft.study.reports.texts import templates
 from visgraft.study.statistics import Verdict
 
 __all__ = [
     "BADGES",
     "Badge",
-    "markdown_cell",
     "render",
     "render_csv",
     "render_markdown",
@@ -119,7 +113,7 @@ def render(template: str, summary: Summary, *, for_html: bool, **more: Any) -> s
         more: Further variables of the template.
     """
     return (
-        _templates(for_html)
+        templates(for_html)
         .get_template(template)
         .render(
             summary=summary,
@@ -140,24 +134,6 @@ def render(template: str, summary: Summary, *, for_html: bool, **more: Any) -> s
             **more,
         )
     )
-
-
-@cache
-def _templates(for_html: bool) -> Environment:
-    environment = Environment(
-        loader=PackageLoader("visgraft.study.reports"),
-        autoescape=for_html,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    for name in numbers.__all__:
-        environment.filters[name] = getattr(numbers, name)
-    environment.filters["cell"] = markdown_cell
-    environment.filters["breakable"] = _breakable
-    environment.filters["last_line"] = _last_line
-    return environment
 
 
 def _commands(data: StudyData) -> list[str]:
@@ -181,22 +157,6 @@ def _commands(data: StudyData) -> list[str]:
 def _finite(other: Other) -> float | None:
     """A mean for a file of numbers; nothing where there is none."""
     return None if other.mean is None or math.isnan(other.mean) else other.mean
-
-
-def markdown_cell(text: object) -> str:
-    """Returns text that neither ends a table's cell, nor starts a tag, nor changes the type."""
-    escaped = re.sub(r"([\\`*_|\[\]])", r"\\\1", str(text))
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
-
-
-def _breakable(name: str) -> Markup:
-    """A name, escaped, that a narrow column may break after an underscore."""
-    return escape(name).replace("_", Markup("_<wbr>"))
-
-
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else ""
 
 
 def _csv(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:

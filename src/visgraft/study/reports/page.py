@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 from plotly.offline import get_plotlyjs
 
@@ -10,6 +9,7 @@ from visgraft.study.reports.data import Summary
 from visgraft.study.reports.files import render
 from visgraft.study.reports.plots import build_plots
 from visgraft.study.reports.style import DARK, LIGHT, looks, seeds_drawn
+from visgraft.study.reports.texts import resource
 from visgraft.study.statistics import Comparison
 
 __all__ = ["render_html"]
@@ -28,8 +28,8 @@ def render_html(summary: Summary) -> str:
         plots=build_plots(summary),
         light=_variables(LIGHT, opacity=0.14),
         dark=_variables(DARK, opacity=0.2),
-        styles=_resource("report.css"),
-        script=_resource("report.js"),
+        styles=resource("report.css"),
+        script=resource("report.js"),
         plotly=get_plotlyjs(),
     )
 
@@ -77,7 +77,3 @@ def _variables(palette: Sequence[str], *, opacity: float) -> str:
         tint = f"rgba({red}, {green}, {blue}, {opacity})"
         parts.append(f"--tone-{index}: {colour}; --tint-{index}: {tint};")
     return " ".join(parts)
-
-
-def _resource(name: str) -> str:
-    return files("visgraft.study.reports").joinpath("templates", name).read_text(encoding="utf-8")
