@@ -1,14 +1,13 @@
 """Kills a study again and again, and compares what it ends with with an undisturbed run.
 
-A small real study runs once in peace, and once while its driver, its workers or (on Ray) one of the
-nodes are killed with SIGKILL at random moments; a killed driver is started again. In the end no
-trial may be missing, none counted twice, no finished trial touched again, and every metric of
-every epoch and every final weight must be the same to the last bit.
+A small real study runs once in peace, and once while its driver or its workers are killed with
+SIGKILL at random moments; a killed driver is started again. In the end no trial may be missing,
+none counted twice, no finished trial touched again, and every metric of every epoch and every
+final weight must be the same to the last bit.
 
     python benchmarks/kill_study.py --kills 20 --json kills.json
-    python benchmarks/kill_study.py --kills 20 --executor ray
 
-Needs Linux (/proc). On Ray, a cluster of three nodes is started on this machine.
+Needs Linux (/proc).
 """
 
 import argparse
@@ -18,7 +17,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -66,7 +64,6 @@ class Local:
     """Kills the driver of a study, or a worker that holds a trial."""
 
     kinds = ("driver", "worker")
-    options: tuple[str, ...] = ()
 
     def kill(self, kind: str, driver: "Driver", dice: random.Random) -> bool:
         """Kills; False if there was nothing to kill."""
@@ -77,48 +74,6 @@ class Local:
         driver.wait()
         wait_for(lambda: not any(map(is_alive, workers)))
         return True
-
-    def close(self) -> None:
-        """Nothing is left to end."""
-
-
-class Ray:
-    """Kills the driver, the process of a trial, or a node of a cluster on this machine."""
-
-    kinds = ("driver", "worker", "node")
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
-        self.options = ("--executor", "ray", "--address", self.cluster.address)
-
-    def kill(self, kind: str, driver: "Driver", dice: random.Random) -> bool:
-        """Kills; False if there was nothing to kill."""
-        if kind == "driver":
-            driver.kill()
-            driver.wait()
-            return True
-        if kind == "worker":
-            raylets = [self._raylet(node).pid for node in self.nodes]
-            workers = [
-                pid for raylet in raylets for pid in children(raylet, "ray::.*visgraft_trial")
-            ]
-            return bool(workers) and kill(dice.choice(workers))
-        node = self.nodes.pop(dice.randrange(len(self.nodes)))
-        kill(self._raylet(node).pid)
-        self.cluster.remove_node(node, allow_graceful=False)
-        self.nodes.append(self.cluster.add_node(num_cpus=1))
-        return True
-
-    @staticmethod
-    def _raylet(node: Any) -> subprocess.Popen[bytes]:
-        return node.all_processes["raylet"][0].process
-
-    def close(self) -> None:
-        """Ends the cluster."""
-        self.cluster.shutdown()
 
 
 def children(parent: int, pattern: str) -> list[int]:
@@ -238,7 +193,7 @@ def run_in_peace(folder: Path, options: list[str]) -> float:
 
 
 def run_under_fire(
-    store: Store, executor: Local | Ray, options: list[str], kinds: list[str], dice: random.Random
+    store: Store, executor: Local, options: list[str], kinds: list[str], dice: random.Random
 ) -> tuple[list[Kill], dict[Path, int]]:
     """Runs a study while it is killed.
 
@@ -357,7 +312,6 @@ def main() -> None:
     """Prints a table of the kills, and what came of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--executor", choices=("local", "ray"), default="local")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=6)
@@ -372,16 +326,13 @@ def main() -> None:
         for statement in LEDGER:
             connection.execute(statement)
     dice = random.Random(args.luck)
-    executor = Ray() if args.executor == "ray" else Local()
-    options = [*executor.options, "--workers", str(args.workers)]
+    executor = Local()
+    options = ["--workers", str(args.workers)]
     kinds = [executor.kinds[i % len(executor.kinds)] for i in range(args.kills)]
     dice.shuffle(kinds)
-    try:
-        print(f"in peace: {run_in_peace(peace.folder, options):.0f} s\n", flush=True)
-        print("| Kill | Of | Second | Trials finished | Trials running |\n|--:|---|--:|--:|---|")
-        kills, written = run_under_fire(store, executor, options, kinds, dice)
-    finally:
-        executor.close()
+    print(f"in peace: {run_in_peace(peace.folder, options):.0f} s\n", flush=True)
+    print("| Kill | Of | Second | Trials finished | Trials running |\n|--:|---|--:|--:|---|")
+    kills, written = run_under_fire(store, executor, options, kinds, dice)
     found = judge(store, peace, kills, written)
     print()
     for name, value in found.items():
