@@ -16,6 +16,28 @@ def test_command_measures_in_a_child(tmp_path, capfd):
     assert (found["quick"], found["runs"][0]["allocator"]) == (True, "tuned")
     assert "mmap_threshold" in found["runs"][0]["environment"]["GLIBC_TUNABLES"]
     assert plot.stat().st_size > 1000
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "r.png"]
+
+
+def test_what_was_measured_before_a_failure_is_kept(tmp_path, monkeypatch, capsys):
+    def stopped(makers, settings, *, keep, **_):
+        keep({"format": 1, "runs": []})
+        raise RuntimeError("bench: stopped")
+
+    monkeypatch.setattr(bench, "measure_cases", stopped)
+    out = tmp_path / "r.json"
+    assert main(["bench", "ops", "--allocator", "as-is", "--out", str(out)]) != 0
+    assert [p.name for p in tmp_path.iterdir()] == ["r.unfinished.json"]
+    assert read_document(tmp_path / "r.unfinished.json") == {"format": 1, "runs": []}
+
+    def stopped_child(*_, keep, **__):
+        keep({"format": 1, "runs": [{}]})
+        raise RuntimeError("bench: stopped")
+
+    monkeypatch.setattr(bench, "measure_in_children", stopped_child)
+    assert main(["bench", "ops", "--out", str(out)]) != 0
+    assert f"bench: what was measured is in {tmp_path}/r.unfinished.json" in capsys.readouterr().err
+    assert read_document(tmp_path / "r.unfinished.json")["runs"] == [{}]
 
 
 def test_command_prints_a_table(capsys):

@@ -100,6 +100,21 @@ def test_who_refuses_is_named_and_not_timed():
     assert seconds > 0
 
 
+def test_a_form_without_a_kernel_does_not_end_the_rest_but_ours_must_run():
+    def no_kernel(_):
+        raise NotImplementedError("\"im2col\" not implemented for 'BFloat16'\nmore")
+
+    x = torch.ones(1, 1, 2, 2)
+    forms = {"ours": Form(lambda t: t * 2), "theirs": Form(no_kernel, same_as="ours")}
+    case = Case("doubling", (1, 1, 2, 2), (x,), forms, "ours")
+    calls, refused = agreeing_calls(case, "forward", QUICK)
+    assert calls.keys() == {"ours"}
+    assert refused == {"theirs": "not implemented (\"im2col\" not implemented for 'BFloat16')"}
+    for ours, others in ((None, {"a": forms["theirs"], "b": forms["ours"]}), ("theirs", forms)):
+        with pytest.raises(NotImplementedError, match="im2col"):
+            agreeing_calls(replace(case, forms=others, ours=ours), "forward", QUICK)
+
+
 def _out_of_memory(_):
     raise torch.OutOfMemoryError("no room\nsecond line")
 
@@ -313,6 +328,32 @@ def test_children_get_their_allocator(monkeypatch, tmp_path):
     assert "mmap_threshold" in seen[0][1]["GLIBC_TUNABLES"]
     assert seen[1][1]["GLIBC_TUNABLES"] == ""
     assert {env["OMP_NUM_THREADS"] for _, env in seen} == {"3"}
+
+
+def test_cases_before_a_failure_are_kept(tmp_path):
+    def broken():
+        raise RuntimeError("broken")
+
+    kept = []
+    good = next(op_cases(CPU, quick=True))
+    makers = [good, CaseMaker("broken", (1,), broken)]
+    with pytest.raises(RuntimeError, match="broken"):
+        measure_cases(makers, QUICK, quick=True, keep=kept.append)
+    assert [r["case"] for r in kept[-1]["runs"][0]["records"]] == [good.name] * 2
+
+    write_document(kept[-1], tmp_path / "given.json")
+    code = (
+        "import shutil, sys; from pathlib import Path; "
+        "from visgraft.inspect.bench import unfinished_file; "
+        f"shutil.copy({str(tmp_path / 'given.json')!r}, unfinished_file(Path(sys.argv[1]))); "
+        "sys.exit(3)"
+    )
+    found = []
+    with pytest.raises(RuntimeError, match="the tuned allocator ended with status 3"):
+        measure_in_children(["-c", code], ("tuned", "default"), keep=found.append)
+    assert len(found) == 1
+    kept[-1]["runs"][0]["allocator"] = "tuned"
+    assert found[0] == kept[-1]
 
 
 def test_a_child_that_fails_is_reported():

@@ -66,7 +66,13 @@ def add_command(commands: _SubParsersAction) -> None:
         "(default: tuned)",
     )
     parser.add_argument("--quick", action="store_true", help="tiny shapes, one round: does it run?")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write the results as JSON; when a case fails, those before it are kept in "
+        "FILE with .unfinished before its ending",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the results, .svg or .png")
     parser.set_defaults(run=_run, parser=parser)
 
@@ -79,8 +85,18 @@ def _run(args: Namespace) -> None:
         draw_document,
         measure_cases,
         measure_in_children,
+        unfinished_file,
         write_document,
     )
+
+    def keep(document: dict[str, Any]) -> None:
+        if args.out is not None:
+            write_document(document, unfinished_file(args.out))
+
+    def keep_and_say(document: dict[str, Any]) -> None:
+        keep(document)
+        if args.out is not None:
+            print(f"bench: what was measured is in {unfinished_file(args.out)}", file=sys.stderr)
 
     if args.out is not None:
         check_target(args.out)
@@ -95,12 +111,16 @@ def _run(args: Namespace) -> None:
             only=args.only,
             quick=args.quick,
             tell=lambda line: print(line, file=sys.stderr, flush=True),
+            keep=keep,
         )
     else:
         allocators = ALLOCATORS if args.allocator == "both" else (args.allocator,)
-        document = measure_in_children(_command(args), allocators, threads=args.threads)
+        document = measure_in_children(
+            _command(args), allocators, threads=args.threads, keep=keep_and_say
+        )
     if args.out is not None:
         write_document(document, args.out)
+        unfinished_file(args.out).unlink(missing_ok=True)
     if args.plot is not None:
         draw_document(document, args.plot)
     if args.out is None:

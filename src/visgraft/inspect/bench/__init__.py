@@ -8,6 +8,7 @@ from visgraft.inspect.bench.document import (
     measure_cases,
     measure_in_children,
     read_document,
+    unfinished_file,
     write_document,
 )
 from visgraft.inspect.bench.network_cases import network_cases
@@ -32,5 +33,6 @@ __all__ = [
     "op_cases",
     "read_document",
     "run_case",
+    "unfinished_file",
     "write_document",
 ]

@@ -25,6 +25,7 @@ __all__ = [
     "measure_cases",
     "measure_in_children",
     "read_document",
+    "unfinished_file",
     "write_document",
 ]
 
@@ -39,6 +40,7 @@ def measure_cases(
     only: Sequence[str] = (),
     quick: bool = False,
     tell: Callable[[str], None] = lambda _: None,
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measures cases in this process, as it is.
 
@@ -48,6 +50,7 @@ def measure_cases(
         only: Patterns of names, or of names with shapes (``cot 8 x 64 x *``); nothing for all.
         quick: Measure the machine's limits coarsely.
         tell: Takes one line of progress at a time.
+        keep: Takes the document so far after each case.
 
     Returns:
         The document, with one run.
@@ -72,30 +75,38 @@ def measure_cases(
         threads=settings.threads,
         **small,
     )
-    records = []
+    machine = describe_machine(settings.device)
+    records: list[dict[str, Any]] = []
+    document: dict[str, Any] = {}
     for maker in chosen:
         tell(maker.label)
         records += run_case(maker(), settings, limits)
-    run = {
-        "allocator": "as it is",
-        "environment": dict(allocator_settings()),
-        "threads": records[0]["threads"],
-        "clock": settings.clock,
-        "limits": limits.as_dict(),
-        "records": records,
-    }
-    return {
-        "format": _FORMAT,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": str(settings.device),
-        "quick": quick,
-        "machine": describe_machine(settings.device),
-        "runs": [run],
-    }
+        run = {
+            "allocator": "as it is",
+            "environment": dict(allocator_settings()),
+            "threads": records[0]["threads"],
+            "clock": settings.clock,
+            "limits": limits.as_dict(),
+            "records": records,
+        }
+        document = {
+            "format": _FORMAT,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "device": str(settings.device),
+            "quick": quick,
+            "machine": machine,
+            "runs": [run],
+        }
+        keep(document)
+    return document
 
 
 def measure_in_children(
-    command: Sequence[str], allocators: Sequence[str], *, threads: int | None = None
+    command: Sequence[str],
+    allocators: Sequence[str],
+    *,
+    threads: int | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measures in one child process after another, with and without the allocator's settings.
 
@@ -105,6 +116,7 @@ def measure_in_children(
         allocators: ``'tuned'`` sets ``GLIBC_TUNABLES`` so that large blocks are kept;
             ``'default'`` removes it.
         threads: Of OpenMP in the children; None leaves them.
+        keep: Takes what there is when a child fails or is interrupted, if it is anything.
 
     Returns:
         One document, with one run for each.
@@ -119,21 +131,37 @@ def measure_in_children(
         child = tuned if allocator == "tuned" else {**tuned, "GLIBC_TUNABLES": ""}
         with tempfile.TemporaryDirectory(prefix="visgraft-bench-") as folder:
             file = Path(folder) / "document.json"
-            done = subprocess.run([sys.executable, *command, str(file)], env=child, check=False)
-            if done.returncode:
-                raise RuntimeError(
-                    f"bench: the process with the {allocator} allocator ended with status "
-                    f"{done.returncode}; what it said stands above"
-                )
-            part = read_document(file)
-        part["runs"][0]["allocator"] = allocator
-        if document is None:
-            document = part
-        else:
-            document["runs"] += part["runs"]
+            try:
+                done = subprocess.run([sys.executable, *command, str(file)], env=child, check=False)
+            finally:
+                whole = file.exists()
+                part = _part(file if whole else unfinished_file(file), allocator)
+                document = _joined(document, part)
+                if document is not None and not whole:
+                    keep(document)
+        if done.returncode:
+            raise RuntimeError(
+                f"bench: the process with the {allocator} allocator ended with status "
+                f"{done.returncode}; what it said stands above"
+            )
     if document is None:
         raise RuntimeError("bench: no allocator was named, nothing was measured")
     return document
+
+
+def _part(file: Path, allocator: str) -> dict[str, Any] | None:
+    """Returns what a child wrote, None where it wrote nothing."""
+    if not file.exists():
+        return None
+    part = read_document(file)
+    part["runs"][0]["allocator"] = allocator
+    return part
+
+
+def _joined(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dict[str, Any] | None:
+    if first is None or second is None:
+        return first or second
+    return {**first, "runs": [*first["runs"], *second["runs"]]}
 
 
 def read_document(file: Path) -> dict[str, Any]:
@@ -172,6 +200,11 @@ def check_target(file: Path) -> None:
         raise ValueError(
             f"bench: {file} cannot be written: {error.strerror}; name another"
         ) from error
+
+
+def unfinished_file(file: Path) -> Path:
+    """Returns where the cases measured so far stand while a document is being made."""
+    return file.with_suffix(f".unfinished{file.suffix}")
 
 
 def write_document(document: dict[str, Any], file: Path) -> None:

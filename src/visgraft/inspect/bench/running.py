@@ -127,6 +127,8 @@ def agreeing_calls(
 
     Raises:
         RuntimeError: Forms that must agree in output or in the gradients of the tensors do not.
+        NotImplementedError: Our form lacks this device or dtype; another form that does is among
+            those that refuse.
     """
     calls: dict[str, Callable[[], list[Tensor]]] = {}
     refused: dict[str, str] = {}
@@ -144,6 +146,11 @@ def agreeing_calls(
             results[name] = call()
         except torch.OutOfMemoryError as error:
             refused[name] = f"out of memory ({str(error).splitlines()[0]})"
+            continue
+        except NotImplementedError as error:
+            if name == (case.ours or next(iter(case.forms))):
+                raise
+            refused[name] = f"not implemented ({str(error).splitlines()[0]})"
             continue
         calls[name] = call
     inputs = len(case.tensors) if wants_grad and case.with_inputs else 0
