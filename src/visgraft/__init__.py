@@ -20,7 +20,7 @@ from visgraft.surgery import apply_plan, find_sites, graft
 
 if TYPE_CHECKING:
     from visgraft import inspect, models
-    from visgraft.inspect import cost, fuse, measure
+    from visgraft.inspect import cost, export, fuse, measure
     from visgraft.tasks.saving import load, save
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "blocks",
     "cost",
     "create_block",
+    "export",
     "find_sites",
     "fuse",
     "graft",
@@ -47,6 +48,7 @@ __all__ = [
 
 _LAZY = {
     "cost": ("visgraft.inspect", "cost"),
+    "export": ("visgraft.inspect", "export"),
     "fuse": ("visgraft.inspect", "fuse"),
     "inspect": ("visgraft.inspect", None),
     "load": ("visgraft.tasks.saving", "load"),

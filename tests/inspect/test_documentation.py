@@ -19,6 +19,16 @@ def test_examples_of_speed():
     assert set(namespace["done"].timings) == {"convolution", "cot"}
 
 
+def test_examples_of_export(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for code in fenced(ROOT / "docs" / "export.md", "python"):
+        exec(code, {})
+    printed = capsys.readouterr().out
+    assert "grafted.pt2: " in printed
+    assert "torch.Size([4, 1000]) {" in printed
+    assert '"trained_on": "photos"' in printed
+
+
 def test_page_is_written_from_the_results():
     documents = {file.stem: read_document(file) for file in sorted(RESULTS.glob("*.json"))}
     assert documents

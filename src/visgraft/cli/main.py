@@ -11,6 +11,7 @@ from visgraft.cli import (
     convert,
     data,
     env,
+    export,
     graft,
     models,
     predict,
@@ -35,6 +36,7 @@ _COMMANDS = (
     predict,
     study,
     bench,
+    export,
     env,
 )
 _EXIT_INTERRUPTED = 130  # what a shell expects after Ctrl-C

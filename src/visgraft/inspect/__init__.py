@@ -1,6 +1,7 @@
 """Looking at a model: what it costs, counted and measured."""
 
 from visgraft.inspect.cost import Cost, cost
+from visgraft.inspect.export import ExportReport, export
 from visgraft.inspect.fusion import Fused, fuse
 from visgraft.inspect.machine import (
     Limits,
@@ -13,6 +14,7 @@ from visgraft.inspect.side_by_side import SideBySide, Timing, measure_side_by_si
 
 __all__ = [
     "Cost",
+    "ExportReport",
     "Fused",
     "Limits",
     "Measurement",
@@ -21,6 +23,7 @@ __all__ = [
     "Timing",
     "cost",
     "describe_machine",
+    "export",
     "fuse",
     "machine_limits",
     "measure",
