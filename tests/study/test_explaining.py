@@ -17,6 +17,7 @@ from visgraft.study.reports.explaining import draw_pictures, redraw_pictures
 from visgraft.study.reports.pictures import read_pictures
 from visgraft.study.reports.writing import report, study_data
 from visgraft.study.store import Store
+from visgraft.tasks import glow
 from visgraft.tasks.training import train
 
 
@@ -94,14 +95,14 @@ def test_images_are_spread_over_the_data_and_the_classes(images):
 
 
 def test_glow_lies_where_the_map_is_large():
-    black = Image.new("RGB", (32, 32))
+    black = glow.enlarge(Image.new("RGB", (32, 32)), 128)
     values = torch.zeros(4, 4)
     values[0, 3] = 7.0  # right above
-    drawn = np.asarray(explaining._glowing(black, values), float)
+    drawn = np.asarray(glow.glowing(black, values), float)
     assert drawn.shape == (128, 128, 3)
     assert drawn[4, 123].tolist() == [204, 77, 0]  # 0.8 of the glow
     assert drawn[100, 20].tolist() == [0, 0, 0]
-    plain = np.asarray(explaining._glowing(black, torch.zeros(4, 4)), float)
+    plain = np.asarray(glow.glowing(black, torch.zeros(4, 4)), float)
     assert plain.max() == 0
 
 
@@ -109,10 +110,10 @@ def test_pixels_are_those_that_the_network_sees():
     pixels = torch.tensor([0.2, 0.5, 0.9]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     inputs = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    seen = explaining._as_pixels(inputs, mean, std)
+    seen = glow.as_pixels(inputs, mean, std)
     torch.testing.assert_close(seen, pixels)
-    assert explaining._colours(seen[0]).getpixel((1, 1)) == (51, 128, 230)
-    gray = explaining._colours(torch.full((1, 2, 2), 0.5))
+    assert glow.colours(seen[0]).getpixel((1, 1)) == (51, 128, 230)
+    gray = glow.colours(torch.full((1, 2, 2), 0.5))
     assert gray.getpixel((0, 0)) == (128, 128, 128)
 
 

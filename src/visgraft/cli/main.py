@@ -11,6 +11,7 @@ from visgraft.cli import (
     convert,
     data,
     env,
+    explain,
     export,
     graft,
     models,
@@ -34,9 +35,10 @@ _COMMANDS = (
     train,
     evaluation,
     predict,
+    explain,
+    export,
     study,
     bench,
-    export,
     env,
 )
 _EXIT_INTERRUPTED = 130  # what a shell expects after Ctrl-C

@@ -9,19 +9,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from visgraft.data import DataError, ImageData, ImageSplit
-from visgraft.data.images import ImageFiles
+from visgraft.data import DataError
 from visgraft.data.pictures import PictureFile, find_pictures
-from visgraft.data.transforms import SMALL_IMAGE
-from visgraft.tasks.checkpoint import RunRecord
-from visgraft.tasks.detection.finding import FoundObjects, find_objects, plan_pictures
+from visgraft.tasks.detection.finding import FoundObjects, find_objects
 from visgraft.tasks.devices import pick_device
 from visgraft.tasks.evaluation import Trained, load_trained
 from visgraft.tasks.files import write_atomically
-from visgraft.tasks.images import evaluation_transform
 from visgraft.tasks.json_lists import write_json_list
+from visgraft.tasks.picture_inputs import PictureInputs, plan_pictures
 from visgraft.tasks.progress import Bar, counting_bar
 
 __all__ = ["PredictedClasses", "predict"]
@@ -106,7 +103,7 @@ def predict(
     half = torch.autocast(where.type, torch.bfloat16, enabled=recipe.precision == "bf16")
     trained.model.to(where)
     if finds:
-        drawn = plan_pictures(pictures, files)
+        drawn = plan_pictures(pictures, files, owner="predict")
         with torch.inference_mode(), half:
             found = find_objects(
                 trained.model,
@@ -122,7 +119,7 @@ def predict(
             entries = (entry for one in found for entry in one.coco(trained.record.category_ids))
             write_json_list(output, entries)
         return found
-    loader = DataLoader(_Inputs(trained.record, files), batch_size=size, num_workers=workers)
+    loader = DataLoader(PictureInputs(trained.record, files), batch_size=size, num_workers=workers)
     with torch.inference_mode(), half:
         results = _classify(trained, files, loader, where, top or _TOP, progress)
     if output is not None:
@@ -150,45 +147,6 @@ def _classify(
                 results.append(PredictedClasses(file.path, file.name, names, tuple(values)))
             bar.advance()
     return results
-
-
-class _Inputs(Dataset[Tensor]):
-    """Pictures as the input of a classifier.
-
-    Where the checkpoint leaves open how much of a picture's middle is seen, the picture's size
-    decides, as in `visgraft.data.build_transforms`.
-    """
-
-    def __init__(self, record: RunRecord, files: Sequence[PictureFile]) -> None:
-        self.files = files
-        self.mode = "L" if record.in_chans == 1 else "RGB"
-        self.transforms = [
-            evaluation_transform(_describe(record, size), record.input)
-            for size in (None, (SMALL_IMAGE, SMALL_IMAGE))
-        ]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Tensor:
-        picture = self.files[index].read().convert(self.mode)
-        return self.transforms[max(picture.size) <= SMALL_IMAGE](picture)
-
-
-def _describe(record: RunRecord, size: tuple[int, int] | None) -> ImageData:
-    """Returns what a transform must know of pictures of a size."""
-    nothing = ImageSplit(ImageFiles("", []), [])
-    return ImageData(
-        name="the pictures",
-        classes=record.classes,
-        train=nothing,
-        val=nothing,
-        in_chans=record.in_chans,
-        image_size=size,
-        mean=record.input.mean,
-        std=record.input.std,
-        fingerprint="",
-    )
 
 
 def _save(results: Sequence[PredictedClasses], path: Path) -> None:

@@ -15,10 +15,11 @@ from visgraft.data.pictures import PictureFile
 from visgraft.tasks.building import build_model, resolve_input
 from visgraft.tasks.checkpoint import RunRecord, write_checkpoint
 from visgraft.tasks.detection.drawing import draw_detections
-from visgraft.tasks.detection.finding import number_pictures, plan_pictures
+from visgraft.tasks.detection.finding import number_pictures
 from visgraft.tasks.detection.results import load_results
 from visgraft.tasks.evaluation import load_trained
 from visgraft.tasks.images import load_images
+from visgraft.tasks.picture_inputs import plan_pictures
 from visgraft.tasks.prediction import predict
 from visgraft.tasks.recipe import Recipe
 
@@ -192,8 +193,8 @@ def test_pictures_are_numbered_as_cocos_are(names, numbers):
 
 
 def test_each_picture_has_a_place_of_its_own(tmp_path):
-    assert plan_pictures(None, files("a.png")) == {}
-    planned = plan_pictures(tmp_path, files("a.png", "deep/a.png", "a.jpg", "a.webp"))
+    assert plan_pictures(None, files("a.png"), owner="predict") == {}
+    planned = plan_pictures(tmp_path, files("a.png", "deep/a.png", "a.jpg", "a.webp"), owner="x")
     names = [path.relative_to(tmp_path).as_posix() for path in planned.values()]
     assert names == ["a.jpg", "deep/a.jpg", "a_2.jpg", "a_3.jpg"]
 

@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from visgraft.data import ImageData
 from visgraft.inspect.class_activation import class_activation
@@ -27,6 +25,7 @@ from visgraft.study.store import Store
 from visgraft.tasks.errors import CheckpointError
 from visgraft.tasks.evaluation import load_trained
 from visgraft.tasks.files import write_atomically
+from visgraft.tasks.glow import as_pixels, colours, enlarge, glowing
 from visgraft.tasks.images import RunData, evaluation_transform
 
 __all__ = ["draw_pictures", "redraw_pictures"]
@@ -34,8 +33,6 @@ __all__ = ["draw_pictures", "redraw_pictures"]
 _IMAGES = 6
 _NETWORKS = 24
 _SIDE = 128  # pixels of a picture's shorter side
-_GLOW = np.array((255, 96, 0), np.float32)  # of the places that count
-_STRENGTH = 0.8  # of the glow at the largest value
 _COLOURS = 64  # of a PNG's palette: a third of the bytes, no difference to the eye
 _CHECKPOINT = "last.ckpt"
 
@@ -79,7 +76,7 @@ def draw_pictures(store: Store, data: RunData) -> Path | None:
     chosen = []
     for number, index in enumerate(images):
         file = f"image-{number}.png"
-        files[file] = _png(_enlarge(_colours(shown[number])))
+        files[file] = _png(enlarge(colours(shown[number]), _SIDE))
         label = data.classes[data.val.labels[index]]
         chosen.append({"name": data.val.names[index], "label": label, "file": file})
     content = {"seed": seed, "images": chosen, "networks": networks, "missing": missing}
@@ -143,45 +140,14 @@ def _explain(
     found = class_activation(trained.model, inputs, labels)
     chances, best = found.scores.float().softmax(-1).max(-1)
     pictures = []
-    pixels = _as_pixels(inputs, trained.record.input.mean, trained.record.input.std)
+    pixels = as_pixels(inputs, trained.record.input.mean, trained.record.input.std)
     for number, picture in enumerate(pixels):
         file = f"{name}-{number}.png"
-        files[file] = _png(_glowing(_colours(picture), found.maps[number]))
+        files[file] = _png(glowing(enlarge(colours(picture), _SIDE), found.maps[number]))
         says = {"says": data.classes[int(best[number])], "chance": round(float(chances[number]), 4)}
         pictures.append({"file": file, **says})
     entry = {"network": name, "grid": list(found.maps.shape[1:]), "pictures": pictures}
     return entry, pixels
-
-
-def _as_pixels(inputs: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Returns what the network sees as pixels in 0-1."""
-    shape = (1, -1, 1, 1)
-    return (inputs * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)).clamp(0, 1)
-
-
-def _colours(pixels: Tensor) -> Image.Image:
-    """Returns pixels (C, H, W) in 0-1 as a picture in RGB."""
-    values = (pixels.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0)
-    return Image.fromarray(values.contiguous().numpy())
-
-
-def _enlarge(picture: Image.Image) -> Image.Image:
-    """Returns a picture at the size of the report: whole pixels of a small one, less of a large."""
-    factor = _SIDE / min(picture.size)
-    kind = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
-    width, height = (max(1, round(side * factor)) for side in picture.size)
-    return picture.resize((width, height), kind)
-
-
-def _glowing(picture: Image.Image, values: Tensor) -> Image.Image:
-    """Returns a picture in gray with a glow where the map is large, by its own largest value."""
-    gray = _enlarge(picture).convert("L").convert("RGB")
-    size = (gray.height, gray.width)
-    spread = interpolate(values[None, None], size=size, mode="bilinear")[0, 0]
-    peak = float(spread.max())
-    glow = (spread / peak if peak > 0 else spread).numpy()[..., None] * _STRENGTH
-    mixed = np.asarray(gray, np.float32) * (1 - glow) + _GLOW * glow
-    return Image.fromarray(mixed.round().astype(np.uint8))
 
 
 def _png(picture: Image.Image) -> bytes:

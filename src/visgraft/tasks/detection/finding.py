@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 
-from visgraft.data import DataError
 from visgraft.data.pictures import PictureFile
 from visgraft.tasks.checkpoint import RunRecord
 from visgraft.tasks.detection.drawing import draw_detections
@@ -21,7 +20,7 @@ from visgraft.tasks.detection.task import to_predictions
 from visgraft.tasks.files import write_atomically
 from visgraft.tasks.progress import Bar
 
-__all__ = ["FoundObjects", "find_objects", "number_pictures", "plan_pictures"]
+__all__ = ["FoundObjects", "find_objects", "number_pictures"]
 
 _QUALITY = 92  # of the JPEG files that are written
 
@@ -117,35 +116,6 @@ def number_pictures(files: Sequence[PictureFile]) -> list[int]:
         if len(set(numbers)) == len(numbers):
             return numbers
     return list(range(1, len(files) + 1))
-
-
-def plan_pictures(folder: str | Path | None, files: Sequence[PictureFile]) -> dict[int, Path]:
-    """Returns where the picture with the objects of each file goes: none without a folder.
-
-    Raises:
-        DataError: The folder is a file, or a picture would be written over one that is read.
-    """
-    if folder is None:
-        return {}
-    if Path(folder).exists() and not Path(folder).is_dir():
-        raise DataError(f"predict: {folder} is a file; pictures go into a folder, choose another")
-    sources = {file.path.resolve() for file in files}
-    planned: dict[int, Path] = {}
-    taken: set[Path] = set()
-    for place, file in enumerate(files):
-        below = PurePosixPath(file.name)
-        target, count = Path(folder) / below.with_suffix(".jpg"), 1
-        while target in taken:
-            count += 1
-            target = Path(folder) / below.with_name(f"{below.stem}_{count}.jpg")
-        if target.resolve() in sources:
-            raise DataError(
-                f"predict: {target} is one of the pictures to read and would be written over; "
-                "choose another folder for pictures"
-            )
-        taken.add(target)
-        planned[place] = target
-    return planned
 
 
 class _Pictures(Dataset[Tensor]):
