@@ -1,46 +1,45 @@
 """Kills a study again and again, and compares what it ends with with an undisturbed run.
 
-A small real study runs once in peace, and once while its driver or its workers are killed with
-SIGKILL at random moments; a killed driver is started again. In the end no trial may be missing,
-none counted twice, no finished trial touched again, and every metric of every epoch and every
-final weight must be the same to the last bit.
+A small real study runs once in peace on local processes, and once while its driver, its workers or
+(on Ray) whole nodes are killed with SIGKILL at random moments; a killed driver is started again, a
+killed node is followed by a new one. In the end no trial may be missing, none counted twice, no
+finished trial touched again, and every metric of every epoch and every final weight must be the
+same to the last bit.
 
-    python benchmarks/kill_study.py --kills 20 --json kills.json
+    python -m benchmarks.kill_study --kills 20 --json kills.json
+    python -m benchmarks.kill_study --kills 20 --executor ray
 
-Needs Linux (/proc).
+Needs Linux (/proc). On Ray, a cluster of three nodes is started on this machine: a head for the
+driver, and two with one CPU each for trials.
 """
 
 import argparse
 import hashlib
 import json
-import os
 import random
 import re
-import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import visgraft.study.execution
-import visgraft.tasks.training  # noqa: F401 (what a driver would import, too)
-from visgraft.cli.main import main as command_line
+from benchmarks.kill_victims import Driver, Local, Ray, wait_for
+
 from visgraft.study import Store, load_study
 from visgraft.tasks.checkpoint import read_checkpoint
 
 MEASURED = {"seconds"}  # differs from run to run
+EARLY = 0.25  # of the kills do not wait until a trial is under way
 LEDGER = (
     "CREATE TABLE ledger (trial INTEGER, was TEXT, is_now TEXT)",
     "CREATE TRIGGER book AFTER UPDATE OF status ON trials"
     " BEGIN INSERT INTO ledger VALUES (NEW.id, OLD.status, NEW.status); END",
 )
-PATIENCE = 600.0
 
 
 @dataclass
@@ -49,72 +48,17 @@ class Kill:
 
     Attributes:
         kind: What was killed.
+        processes: Of trials that ended with it.
         second: Since the start.
         finished: Trials finished by then.
         running: The trials that ran, with the epochs that they had recorded.
     """
 
     kind: str
+    processes: int
     second: float
     finished: int
     running: list[str]
-
-
-class Local:
-    """Kills the driver of a study, or a worker that holds a trial."""
-
-    kinds = ("driver", "worker")
-
-    def kill(self, kind: str, driver: "Driver", dice: random.Random) -> bool:
-        """Kills; False if there was nothing to kill."""
-        workers = children(driver.pid, "visgraft.study.worker")
-        if kind == "worker":
-            return bool(workers) and kill(dice.choice(workers))
-        driver.kill()
-        driver.wait()
-        wait_for(lambda: not any(map(is_alive, workers)))
-        return True
-
-
-def children(parent: int, pattern: str) -> list[int]:
-    """Returns the living children of a process whose command line or title fits a pattern."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            state, owner = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            command = (entry / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
-        if int(owner) == parent and state != "Z" and re.search(pattern, command):
-            found.append(int(entry.name))
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    """Tells whether a process still runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def kill(pid: int) -> bool:
-    """Kills a process; False if it was gone."""
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def wait_for(condition: Callable[[], Any], pause: float = 0.02) -> Any:
-    """Returns what a condition says as soon as it says something."""
-    end = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        if time.monotonic() > end:
-            raise SystemExit("kill_study: waited in vain, see the log in the folder")
-        time.sleep(pause)
-    return found
 
 
 def plan(seeds: int, epochs: int) -> dict[str, Any]:
@@ -136,44 +80,8 @@ def plan(seeds: int, epochs: int) -> dict[str, Any]:
     }
 
 
-class Driver:
-    """A process that runs the study of a folder, forked from this one, which has all imports.
-
-    Args:
-        folder: Of the study.
-        options: More options of the command line.
-    """
-
-    def __init__(self, folder: Path, options: list[str]) -> None:
-        command = ["study", "run", str(folder / "study.yaml"), "--folder", str(folder)]
-        command += ["--threads", "1", "--no-measure", "--quiet", *options]
-        self._process = get_context("fork").Process(target=self._run, args=(folder, command))
-        self._process.start()
-        self.pid: int = self._process.pid or 0
-
-    @staticmethod
-    def _run(folder: Path, command: list[str]) -> None:
-        with (folder / "drivers.log").open("ab") as log:
-            for stream in (1, 2):
-                os.dup2(log.fileno(), stream)
-        sys.exit(command_line(command))
-
-    def poll(self) -> int | None:
-        """Returns the exit code, None while it runs."""
-        return self._process.exitcode
-
-    def wait(self) -> int:
-        """Waits for its end and returns the exit code."""
-        self._process.join()
-        return self._process.exitcode or 0
-
-    def kill(self) -> None:
-        """Sends SIGKILL."""
-        self._process.kill()
-
-
 @contextmanager
-def driver(folder: Path, options: list[str]) -> Iterator[Driver]:
+def driver(folder: Path, options: Sequence[str]) -> Iterator[Driver]:
     """Runs the study of a folder; the process is killed in the end."""
     process = Driver(folder, options)
     try:
@@ -183,7 +91,7 @@ def driver(folder: Path, options: list[str]) -> Iterator[Driver]:
         process.wait()
 
 
-def run_in_peace(folder: Path, options: list[str]) -> float:
+def run_in_peace(folder: Path, options: Sequence[str]) -> float:
     """Runs a study without disturbance; returns the seconds."""
     start = time.monotonic()
     with driver(folder, options) as process:
@@ -193,7 +101,11 @@ def run_in_peace(folder: Path, options: list[str]) -> float:
 
 
 def run_under_fire(
-    store: Store, executor: Local, options: list[str], kinds: list[str], dice: random.Random
+    store: Store,
+    executor: Local | Ray,
+    options: Sequence[str],
+    kinds: list[str],
+    dice: random.Random,
 ) -> tuple[list[Kill], dict[Path, int]]:
     """Runs a study while it is killed.
 
@@ -205,12 +117,19 @@ def run_under_fire(
     while True:
         with driver(store.folder, options) as process:
             while kinds and process.poll() is None:
-                wait_for(lambda: process.poll() is not None or is_at_work(store))
-                await_epochs(store, process, dice.choice((0, 0, 0, 1, 2)))
-                time.sleep(dice.uniform(0.0, 2.0))
+                if dice.random() < EARLY:
+                    time.sleep(dice.uniform(0.0, 10.0))
+                else:
+                    wait_for(lambda: process.poll() is not None or executor.processes(process))
+                    await_epochs(store, process, dice.choice((0, 0, 1, 1, 2)))
+                    time.sleep(dice.uniform(0.0, 2.0))
                 trials = store.trials()
                 kind = kinds[0]
-                if process.poll() is not None or not executor.kill(kind, process, dice):
+                if process.poll() is not None:
+                    continue
+                second = time.monotonic() - start
+                processes = executor.kill(kind, process, dice)
+                if processes is None:
                     continue
                 kinds.pop(0)
                 finished = [t for t in trials if t.status == "finished"]
@@ -222,9 +141,9 @@ def run_under_fire(
                     for t in trials
                     if t.status == "running"
                 ]
-                kills.append(Kill(kind, time.monotonic() - start, len(finished), running))
+                kills.append(Kill(kind, processes, second, len(finished), running))
                 print(
-                    f"| {len(kills)} | {kind} | {kills[-1].second:.0f} | {len(finished)} | "
+                    f"| {len(kills)} | {kind} | {processes} | {second:.0f} | {len(finished)} | "
                     f"{', '.join(running) or 'none'} |",
                     flush=True,
                 )
@@ -241,11 +160,6 @@ def await_epochs(store: Store, process: Driver, more: int) -> None:
     """Waits until so many more epochs are recorded, or the driver has ended."""
     target = store.epochs() + more
     wait_for(lambda: process.poll() is not None or store.epochs() >= target)
-
-
-def is_at_work(store: Store) -> bool:
-    """Tells whether a trial runs."""
-    return bool(store.counts().get("running"))
 
 
 def numbers(store: Store) -> dict[str, Any]:
@@ -303,6 +217,7 @@ def judge(
         "complete epochs trained again": again,
         "epochs cut short and begun again": taken_up,
         "trials that were running at a kill": sum(len(kill.running) for kill in kills),
+        "processes of trials that ended with a kill": sum(kill.processes for kill in kills),
         "numbers equal": numbers(store) == numbers(peace),
         "numbers compared": sum(map(len, numbers(peace)["curves"].values())),
     }
@@ -312,6 +227,7 @@ def main() -> None:
     """Prints a table of the kills, and what came of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--executor", choices=("local", "ray"), default="local")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=6)
@@ -326,13 +242,18 @@ def main() -> None:
         for statement in LEDGER:
             connection.execute(statement)
     dice = random.Random(args.luck)
-    executor = Local()
-    options = ["--workers", str(args.workers)]
-    kinds = [executor.kinds[i % len(executor.kinds)] for i in range(args.kills)]
-    dice.shuffle(kinds)
-    print(f"in peace: {run_in_peace(peace.folder, options):.0f} s\n", flush=True)
-    print("| Kill | Of | Second | Trials finished | Trials running |\n|--:|---|--:|--:|---|")
-    kills, written = run_under_fire(store, executor, options, kinds, dice)
+    workers = ("--workers", str(args.workers))
+    print(f"in peace: {run_in_peace(peace.folder, workers):.0f} s\n", flush=True)
+    executor = Ray() if args.executor == "ray" else Local()
+    try:
+        kinds = [executor.kinds[i % len(executor.kinds)] for i in range(args.kills)]
+        dice.shuffle(kinds)
+        print("| Kill | Of | Its processes | Second | Trials finished | Trials running |")
+        print("|--:|---|--:|--:|--:|---|", flush=True)
+        options = (*executor.options, *workers)
+        kills, written = run_under_fire(store, executor, options, kinds, dice)
+    finally:
+        executor.close()
     found = judge(store, peace, kills, written)
     print()
     for name, value in found.items():

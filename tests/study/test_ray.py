@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.study.tiny import numbers, recipe, study
+from visgraft.study.cluster import machines
 from visgraft.study.cluster.machines import connect
 from visgraft.study.errors import StudyError
 from visgraft.study.execution import run_study
@@ -247,6 +248,21 @@ def test_no_cluster_at_the_address(alone):
 def test_something_else_at_the_address(alone, listener):
     with pytest.raises(StudyError, match="something else than Ray listens there"):
         connect(f"127.0.0.1:{listener}").__enter__()
+
+
+@pytest.mark.parametrize("error", [ConnectionError, ray.exceptions.AuthenticationError])
+def test_cluster_that_asks_for_a_token(alone, monkeypatch, error):
+    def refuse(**_):
+        raise error("Authentication token\nis missing.")
+
+    monkeypatch.setattr(machines, "_check_answer", lambda _: None)
+    monkeypatch.setattr(ray, "init", refuse)
+    text = (
+        r"cluster at h:1 does not take this machine in \(Authentication token is missing\..*\); if "
+        r"it asks for a token, copy ~/\.ray/auth_token of its head .* set RAY_AUTH_MODE=token\."
+    )
+    with pytest.raises(StudyError, match=text):
+        connect("h:1").__enter__()
 
 
 @pytest.mark.parametrize(

@@ -1,92 +1,22 @@
 """The driver of a cluster, told what happens by a script instead of by Ray."""
 
+import json
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from tests.study.tiny import recipe, study
+from tests.study.made_up_ray import METRICS, FakeRay, RayError, RayTaskError, facts_of, well
+from tests.study.tiny import FIELDS, recipe, study
+from visgraft.study import claims
 from visgraft.study.claims import MAX_CRASHES, claim_next
 from visgraft.study.cluster import executor as ray_executor
 from visgraft.study.cluster.executor import RayExecutor
 from visgraft.study.cluster.machines import RayCluster, Share, connect, gpus_per_trial
 from visgraft.study.cluster.storage import Storage
 from visgraft.study.errors import StudyError
+from visgraft.study.plan import load_study, trial_spec
 from visgraft.study.store import Store
-
-FACTS = {"params": 7, "macs": 9, "init_digest": "w", "order_digest": "o"}
-METRICS = {1: {"top1": 10.0}, 2: {"top1": 20.0}}
-WELL = [
-    ("environment", {"torch": "2"}),
-    ("facts", FACTS),
-    ("epoch", (1, METRICS[1])),
-    ("epoch", (2, METRICS[2])),
-    ("finished", METRICS),
-]
-
-
-class _RayError(Exception):
-    pass
-
-
-class _RayTaskError(_RayError):
-    pass
-
-
-class FakeRay:
-    """As much of Ray as the driver uses; each task says what ``script(job, attempt)`` returns."""
-
-    def __init__(self, script, *nodes):
-        self.script = script
-        self.alive = list(nodes)
-        self.jobs = []
-        self.cancelled = []
-        self.options_seen = []
-        self.exceptions = SimpleNamespace(RayError=_RayError, RayTaskError=_RayTaskError)
-
-    def nodes(self):
-        return [
-            {
-                "NodeID": name,
-                "NodeManagerAddress": f"10.0.0.{index}",
-                "Alive": True,
-                "Resources": {"CPU": float(cpus), "GPU": float(gpus)},
-            }
-            for index, (name, cpus, gpus) in enumerate(self.alive)
-        ]
-
-    def remote(self, function):
-        return self
-
-    def options(self, **options):
-        self.options_seen.append(options)
-        return SimpleNamespace(options=self.options, remote=self._start)
-
-    def _start(self, job):
-        self.jobs.append(job)
-        before = sum((j["variant"], j["seed"]) == (job["variant"], job["seed"]) for j in self.jobs)
-        return _Stream(job, [("arrived", {"machine": "n0"}), *self.script(job, before)])
-
-    def wait(self, streams, *, num_returns=1, timeout=None, fetch_local=True):
-        return streams[:num_returns], streams[num_returns:]
-
-    def get(self, word):
-        if isinstance(word, Exception):
-            raise word
-        return word
-
-    def cancel(self, stream, *, force):
-        assert force
-        self.cancelled.append((stream.job["variant"], stream.job["seed"]))
-
-
-class _Stream:
-    def __init__(self, job, words):
-        self.job = job
-        self._words = iter(words)
-
-    def __next__(self):
-        return next(self._words)
 
 
 @pytest.fixture
@@ -108,16 +38,9 @@ def ray(monkeypatch):
     return install
 
 
-def facts_of(job):
-    return FACTS | {name: f"{FACTS[name]}{job['seed']}" for name in ("init_digest", "order_digest")}
-
-
-def well(job, attempt=1):
-    return [(word, facts_of(job) if word == "facts" else content) for word, content in WELL]
-
-
 def run(store, **options):
-    RayExecutor(RayCluster(), Share(1, 0.0), "images", **options).run(store, lambda: None)
+    executor = RayExecutor(RayCluster(), Share(1, 0.0), "images", **options)
+    executor.run(store, sys.modules["ray"].check_time)
     return {(trial.variant, trial.seed): trial for trial in store.trials()}
 
 
@@ -153,9 +76,82 @@ def test_no_more_trials_than_there_is_room_for(store, ray):
     assert RayExecutor(RayCluster(), Share(1, 0.0), "images", most=2).room() == 2
 
 
+def test_driver_does_not_read_all_trials(store, ray, monkeypatch):
+    def never(*_):
+        raise AssertionError("all trials were read")
+
+    ray(well)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "trials", never)
+        RayExecutor(RayCluster(), Share(1, 0.0), "images").run(store, lambda: None)
+    assert store.counts() == {"finished": 4}
+
+
+def test_driver_waits_for_trials_that_run_when_none_waits(store, ray):
+    fake, silent = ray(well), iter(range(3))
+    listen = fake.wait
+    fake.wait = lambda streams, **how: (
+        ([], streams) if next(silent, "") != "" else listen(streams, **how)
+    )
+    assert {trial.status for trial in run(store).values()} == {"finished"}
+
+
+def test_time_of_a_trial_begins_when_its_process_is_ready(store, ray, monkeypatch):
+    now, heard = [0.0], []
+    ticking = SimpleNamespace(monotonic=lambda: now[0], time=lambda: 0.0)
+    monkeypatch.setattr(claims, "time", ticking)
+    monkeypatch.setattr(ray_executor, "HEARTBEAT_SECONDS", -1.0)  # at each look
+    fake = ray(well)
+
+    def one_word(streams, **how):
+        now[0] += 5.0
+        heard.append(0)
+        return (streams[:1], streams[1:]) if len(heard) % 2 else ([], streams)
+
+    fake.wait = one_word
+    run(store, most=1)
+    assert {trial.seconds for trial in store.trials()} == {50.0}  # ten looks until the last word
+
+
+def test_trials_are_called_by_all_that_decides_about_their_outcome(store, ray, tmp_path):
+    names = []
+    for images, fields in (
+        ("images", {}),
+        ("images", {"workers": 1, "loggers": "csv"}),
+        ("images", {"batch_size": 20}),
+        ("others", {}),
+    ):
+        fake = ray(well)
+        plan = study(recipe=recipe(epochs=2, **fields))
+        new = Store.prepare(tmp_path / str(len(names)), plan)
+        RayExecutor(RayCluster(), Share(1, 0.0), images).run(new, fake.check_time)
+        names.append([job["trial"] for job in fake.jobs])
+    assert names[0] == names[1]
+    assert len(set(names[0] + names[2] + names[3])) == 12
+
+
+def test_what_another_run_adds_meanwhile_is_trained_as_it_says(store, ray):
+    wider = {"more": {"model_args": {"channels": [9, 9, 9, 9]}}}
+
+    def script(job, attempt):
+        if not Store.open(store.folder).study.variants.keys() & wider:
+            plan = study(recipe=recipe(epochs=2), variants=FIELDS["variants"] | wider)
+            Store.prepare(store.folder, plan)
+        return well(job)
+
+    fake = ray(script)
+    trials = run(store, most=1)
+    assert {trials["more", seed].status for seed in (0, 1)} == {"finished"}
+    (told,) = (job["study"] for job in fake.jobs if (job["variant"], job["seed"]) == ("more", 0))
+    assert trial_spec(load_study(json.loads(told)), "more", 0).recipe.model_args == {
+        "channels": [9, 9, 9, 9]
+    }
+    assert len({job["trial"] for job in fake.jobs}) == len(fake.jobs) == 6
+
+
 def test_dead_attempt_is_followed_by_another(store, ray):
     def script(job, attempt):
-        return [*well(job)[:3], _RayError("node died\nmore")] if attempt == 1 else well(job)
+        return [*well(job)[:3], RayError("node died\nmore")] if attempt == 1 else well(job)
 
     trials = run(store) if ray(script) else {}
     assert {(t.status, t.attempts, t.epochs) for t in trials.values()} == {("finished", 2, 2)}
@@ -164,9 +160,9 @@ def test_dead_attempt_is_followed_by_another(store, ray):
 def test_deaths_in_a_row_fail_a_trial_and_an_epoch_breaks_the_row(store, ray):
     def script(job, attempt):
         if (job["variant"], job["seed"]) == ("ca", 0):
-            return [_RayError(f"the node {attempt} died\nand more")]
+            return [RayError(f"the node {attempt} died\nand more")]
         if (job["variant"], job["seed"]) == ("ca", 1) and attempt <= 2 * MAX_CRASHES:
-            return [*well(job)[:3], _RayError("died")]
+            return [*well(job)[:3], RayError("died")]
         return well(job)
 
     ray(script)
@@ -195,7 +191,7 @@ def test_failed_trial_keeps_its_traceback_and_the_others_go_on(store, ray):
 
 
 def test_error_of_ray_around_a_task_fails_the_trial(store, ray):
-    ray(lambda job, attempt: [_RayTaskError("cannot unpickle")])
+    ray(lambda job, attempt: [RayTaskError("cannot unpickle")])
     assert {t.error for t in run(store).values()} == {"cannot unpickle"}
 
 
@@ -207,13 +203,16 @@ def test_unfair_trial_is_stopped_and_failed(store, ray):
 
     fake = ray(script)
     trials = run(store, most=1)
-    assert trials["ca", 0].status == "failed"
+    assert {key: trial.status for key, trial in trials.items()} == {
+        ("baseline", 0): "finished",
+        ("ca", 0): "failed",
+        ("baseline", 1): "finished",
+        ("ca", 1): "finished",
+    }
     assert trials["ca", 0].error.startswith("Traceback")
     assert "baseline seed 0 and ca seed 0 start from different weights" in trials["ca", 0].error
-    assert trials["baseline", 0].status == "finished"
     assert trials["ca", 0].epochs == 0
-    # As with local workers: what comes after it has nothing to be compared with.
-    assert fake.cancelled == [("ca", 0), ("baseline", 1), ("ca", 1)]
+    assert fake.cancelled == [("ca", 0)]
 
 
 def test_machine_that_refuses_gets_no_more_trials(store, ray):

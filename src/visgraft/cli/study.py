@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 
+from visgraft.cli._executor_options import add_executor_options
 from visgraft.cli.study_compare import add_compare
 from visgraft.cli.study_place import add_place
 
@@ -29,7 +30,7 @@ def add_command(commands: _SubParsersAction) -> None:
     )
     run.add_argument("file", metavar="FILE", help="the study, a YAML file")
     _add_run_options(run, folder=None)
-    _add_ray_options(run)
+    add_executor_options(run)
     run.set_defaults(run=_run, parser=run)
 
     report = actions.add_parser(
@@ -77,7 +78,7 @@ def add_command(commands: _SubParsersAction) -> None:
         epilog="example: visgraft study demo --folder runs/demo",
     )
     _add_run_options(demo, folder="runs/demo")
-    _add_ray_options(demo)
+    add_executor_options(demo)
     demo.set_defaults(run=_run, parser=demo, file="demo")
     add_compare(actions)
     add_place(actions)
@@ -110,30 +111,6 @@ def _add_run_options(parser: ArgumentParser, folder: str | None) -> None:
         action="store_const",
         const="again",
         help="measure them at the end also if that was done before",
-    )
-
-
-def _add_ray_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--executor",
-        choices=("local", "ray"),
-        default="local",
-        help="train on this machine, or on those of a Ray cluster (default: local)",
-    )
-    ray = parser.add_argument_group("with --executor ray")
-    ray.add_argument(
-        "--address",
-        help="HOST:PORT of the head node (default: auto, the cluster of this machine)",
-    )
-    ray.add_argument(
-        "--gpus",
-        type=float,
-        help="GPUs per trial, 0 to 1 (default: 1 where recipe and cluster have a use for it)",
-    )
-    ray.add_argument(
-        "--storage",
-        metavar="URL",
-        help="path or fsspec URL for checkpoints, if the machines do not all see --folder",
     )
 
 

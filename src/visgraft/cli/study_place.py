@@ -2,6 +2,7 @@
 
 from argparse import Namespace, _SubParsersAction
 
+from visgraft.cli._executor_options import add_executor_options
 from visgraft.cli._graft_options import add_graft_options
 
 __all__ = ["add_place"]
@@ -74,6 +75,7 @@ def add_place(actions: _SubParsersAction) -> None:
         "--threads", type=int, help="CPU threads per trial (default: those of the first run)"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress display")
+    add_executor_options(parser)
     parser.set_defaults(run=_run, parser=parser)
 
 
@@ -107,6 +109,10 @@ def _run(args: Namespace) -> int:
         workers=args.workers,
         threads=args.threads,
         progress=not args.quiet,
+        executor=args.executor,
+        address=args.address,
+        gpus=args.gpus,
+        storage=args.storage,
     )
     print(result_table(result))
     print(f"\nreport: {result.report.resolve().as_uri()}")

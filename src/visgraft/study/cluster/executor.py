@@ -28,7 +28,7 @@ from visgraft.study.cluster.storage import Storage
 from visgraft.study.environment import describe_environment
 from visgraft.study.errors import StudyError
 from visgraft.study.facts import check_pairing
-from visgraft.study.plan import trials
+from visgraft.study.plan import Study, trial_spec
 from visgraft.study.store import Store
 
 __all__ = ["RayExecutor"]
@@ -46,11 +46,13 @@ class _Attempt:
         claim: To it, in the driver's name.
         name: Of the trial in the storage.
         machine: Where it runs, once that is known.
+        ready: Whether its process has started up, which is not the trial's time.
     """
 
     claim: Claim
     name: str
     machine: str | None = None
+    ready: bool = False
 
 
 class RayExecutor:
@@ -108,8 +110,7 @@ class RayExecutor:
 
     def _work(self, store: Store, place: Storage, mark: str, on_tick: Callable[[], None]) -> None:
         remote = self._remote()
-        common = self._common(store, place, mark)
-        names = self._names(store)
+        common = self._common(place, mark)
         beaten = time.monotonic()
         while True:
             self._listen(store)
@@ -117,11 +118,11 @@ class RayExecutor:
                 beaten = time.monotonic()
                 sweep(store)
                 self._beat()
-            trials = store.trials()
+            counts = store.counts()
             on_tick()
-            if not any(trial.status in ("waiting", "running") for trial in trials):
+            if not (counts.get("waiting") or counts.get("running")):
                 return
-            self._submit(store, remote, common, names)
+            self._submit(store, remote, common)
 
     def _remote(self) -> Any:
         """Returns Ray's function of an attempt, with the resources and the environment of one."""
@@ -141,11 +142,10 @@ class RayExecutor:
             runtime_env={"env_vars": variables},
         )
 
-    def _common(self, store: Store, place: Storage, mark: str) -> dict[str, Any]:
+    def _common(self, place: Storage, mark: str) -> dict[str, Any]:
         """Returns what all attempts must know."""
         environment = describe_environment()
         return {
-            "study": store.study.model_dump_json(),
             "fingerprint": self.fingerprint,
             "environment": environment,
             "threads": self.share.threads,
@@ -155,29 +155,21 @@ class RayExecutor:
             "mark": mark,
         }
 
-    def _names(self, store: Store) -> dict[tuple[str, int], str]:
-        """Returns what the trials are called in the storage.
+    def _name(self, study: Study, variant: str, seed: int) -> str:
+        """Returns what a trial is called in the storage.
 
         The digest in it stands for all that decides the outcome, so that two studies, or a study
         that was changed before it began, never take each other's checkpoints.
         """
-        names = {}
-        for spec in trials(store.study):
-            fields = spec.recipe.model_dump_json(exclude={"workers", "loggers"})
-            digest = sha256(f"{fields} {self.fingerprint}".encode()).hexdigest()
-            names[spec.variant, spec.seed] = f"{spec.variant}-seed{spec.seed}-{digest[:12]}"
-        return names
+        recipe = trial_spec(study, variant, seed).recipe
+        fields = recipe.model_dump_json(exclude={"workers", "loggers"})
+        digest = sha256(f"{fields} {self.fingerprint}".encode()).hexdigest()
+        return f"{variant}-seed{seed}-{digest[:12]}"
 
     def _machines(self) -> list[Machine]:
         return self.cluster.machines(without=self._refusals)
 
-    def _submit(
-        self,
-        store: Store,
-        remote: Any,
-        common: Mapping[str, Any],
-        names: Mapping[tuple[str, int], str],
-    ) -> None:
+    def _submit(self, store: Store, remote: Any, common: Mapping[str, Any]) -> None:
         """Gives trials to the cluster, as many as there is room for."""
         room = self.room()
         self._check_that_something_goes_on(room)
@@ -185,14 +177,16 @@ class RayExecutor:
             claim = claim_next(store)
             if claim is None:
                 return
+            study = store.study  # now: another run may have added to it
             folder = store.trial_folder(claim.variant, claim.seed).absolute()
-            name = names[claim.variant, claim.seed]
+            name = self._name(study, claim.variant, claim.seed)
             if self.storage:
                 trial = self.storage.trial(name)
                 if (folder / "last.ckpt").exists() and trial.is_empty():
                     trial.save(folder, f"{0:06d}-{uuid4().hex[:12]}", 0)
             job = {
                 **common,
+                "study": study.model_dump_json(),
                 "variant": claim.variant,
                 "seed": claim.seed,
                 "number": claim.attempt,
@@ -275,13 +269,15 @@ class RayExecutor:
         match word:
             case "arrived":
                 attempt.machine = content["machine"]
+            case "ready":
+                attempt.ready = True
                 claim.start_clock()
             case "environment":
                 claim.record_environment(content)
             case "facts":
                 claim.record_facts(content)
                 try:
-                    check_pairing(store.study, store.trials())
+                    check_pairing(store.study, store.peers(claim.variant, claim.seed))
                 except StudyError as error:
                     raise _UnfairError(traceback.format_exc()) from error
             case "epoch":
@@ -328,6 +324,8 @@ class RayExecutor:
     def _beat(self) -> None:
         """Shows, for all trials that are with the cluster, that the driver lives."""
         for stream, attempt in list(self._attempts.items()):
+            if not attempt.ready:
+                attempt.claim.start_clock()
             try:
                 attempt.claim.heartbeat()
             except LostClaimError:
@@ -373,6 +371,7 @@ def _attempt_function() -> Callable[[Mapping[str, Any]], Iterator[tuple[str, Any
             name = socket.gethostname()
             yield "refused", {"machine": machine, "name": name, "reason": reason}
             return
+        yield "ready", None
         for word, content in run_attempt(job):
             if word == "refused":
                 name = socket.gethostname()
