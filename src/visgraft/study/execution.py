@@ -13,6 +13,7 @@ import torch
 from visgraft.study.claims import reopen, sweep
 from visgraft.study.cluster.wishes import RayWishes, check_wishes
 from visgraft.study.deciding import check_metric
+from visgraft.study.devices import check_devices, check_threads, most_workers
 from visgraft.study.environment import available_cores, describe_environment
 from visgraft.study.errors import StudyError
 from visgraft.study.facts import check_images
@@ -112,8 +113,9 @@ def run_study(
             as many as there is room for. This process alone writes the record.
         address: For Ray: ``HOST:PORT`` of the head node; by default the cluster that this machine
             belongs to (``"auto"``).
-        gpus: For Ray: what a trial takes, from 0 to 1; by default one where the recipe may use it
-            and the cluster has some.
+        gpus: For Ray: what a trial takes. By default as many as the recipe has ``devices``, where
+            it may use them and the cluster has some; a trial on a single one may share it with
+            others (0 to 1).
         storage: For Ray: a path or a URL of fsspec where trials keep their checkpoints, if the
             machines do not all see ``folder``.
 
@@ -129,6 +131,7 @@ def run_study(
         raise StudyError(f"study: threads must be at least 1, got {threads}.")
     if measure not in _WHEN:
         raise StudyError(f"study: measure must be True, False or 'again', got {measure!r}.")
+    check_threads(study, threads)
     check_wishes(executor, workers, address=address, gpus=gpus, storage=storage)
     study = Store.resolve(folder, study)
     costs = partial(measure_costs, when=_WHEN[measure], in_process=workers == 0, progress=progress)
@@ -138,6 +141,8 @@ def run_study(
             store = Store.prepare(folder, study)
             costs(store)
             return StudyResult(folder, store.trials())
+        if executor == "local":
+            check_devices(study)
         wishes = RayWishes(address or "auto", gpus, storage)
         with wishes.connected(study, threads) if executor == "ray" else nullcontext() as places:
             study, data = _examine(known, study, progress)
@@ -152,7 +157,7 @@ def run_study(
                 lanes = runner.room()
             else:
                 threads, lanes = _shares(store, study, workers, threads)
-                runner = _executor(workers, lanes, threads)
+                runner = _executor(workers, lanes, threads, study.recipe.devices)
                 _warn_of_another_environment(store)
             with StudyProgress(store, lanes, threads, enabled=progress) as display:
                 runner.run(store, display.update)
@@ -199,9 +204,9 @@ def _examine(known: Store | None, study: Study, progress: bool) -> tuple[Study, 
     return study, data
 
 
-def _executor(workers: int | None, lanes: int, threads: int) -> Executor:
+def _executor(workers: int | None, lanes: int, threads: int, devices: int) -> Executor:
     if workers != 0:
-        return LocalExecutor(lanes, threads)
+        return LocalExecutor(lanes, threads, devices)
     from visgraft.study.in_process import InProcessExecutor  # imports Lightning
 
     return InProcessExecutor(threads)
@@ -213,12 +218,12 @@ def _shares(
     """Returns the threads per trial, which stay for the life of the study, and trials at a time."""
     cores = available_cores()
     if workers == 0:
-        usual = torch.get_num_threads()
+        usual = max(study.recipe.devices, torch.get_num_threads())
     else:
-        usual = max(1, cores // (workers or _most_workers(study, cores)))
+        usual = max(study.recipe.devices, cores // (workers or most_workers(study, cores)))
     threads = _settle_threads(store, threads, usual)
     if workers is None:
-        workers = min(_most_workers(study, cores), max(1, cores // threads))
+        workers = min(most_workers(study, cores), max(1, cores // threads))
     return threads, max(workers, 1)
 
 
@@ -232,13 +237,6 @@ def _settle_threads(store: Store, threads: int | None, usual: int) -> int:
             stacklevel=3,
         )
     return threads or settled
-
-
-def _most_workers(study: Study, cores: int) -> int:
-    """Returns how many trials make sense at a time."""
-    on_gpu = study.recipe.device != "cpu" and torch.cuda.is_available()
-    places = torch.cuda.device_count() if on_gpu else cores
-    return min(places, len(trials(study)))
 
 
 def _warn_of_another_environment(store: Store) -> None:

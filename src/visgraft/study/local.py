@@ -27,11 +27,13 @@ class LocalExecutor:
     Args:
         workers: Most processes at a time.
         threads: CPU threads of each.
+        devices: GPUs of each, where there are some.
     """
 
-    def __init__(self, workers: int, threads: int) -> None:
+    def __init__(self, workers: int, threads: int, devices: int = 1) -> None:
         self.workers = workers
         self.threads = threads
+        self.devices = devices
         self._processes: dict[int, subprocess.Popen[bytes]] = {}  # by lane
 
     def run(self, store: Store, on_tick: Callable[[], None]) -> None:
@@ -79,7 +81,7 @@ class LocalExecutor:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=child_environment(self.threads, lane),
+                env=child_environment(self.threads, lane, self.devices),
                 start_new_session=True,  # Ctrl-C reaches this process alone
             )
 

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.nn.modules.batchnorm import _BatchNorm  # the base of all; there is no public one
 from typing_extensions import override
 
 from visgraft.tasks.checkpoint import RunRecord, read_checkpoint, write_checkpoint
@@ -15,9 +17,10 @@ from visgraft.tasks.errors import TrainingError
 from visgraft.tasks.progress import Bar
 from visgraft.tasks.run_folder import RunFolder
 
-__all__ = ["EpochJournal", "RecordingCheckpointIO", "RunProgress"]
+__all__ = ["EpochJournal", "RecordingCheckpointIO", "RunProgress", "SharedStatistics"]
 
 _SECONDS_PER_NOTE = 0.5
+_STATISTICS = ("running_mean", "running_var")
 _SHOWN = {"loss": "loss {:.4f}"} | {
     name: f"{name.replace('_', ' ')} {{:.2f}} %"
     for name in ("top1", "top5", "AP", "AP50", "AP_S", "mask_AP", "mask_AP50")
@@ -134,6 +137,27 @@ class RecordingCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Deletes a checkpoint."""
         Path(path).unlink(missing_ok=True)
+
+
+class SharedStatistics(Callback):
+    """Gives all devices the same buffers before they validate and save.
+
+    Statistics of a batch normalisation become the mean over the devices, each of which has seen
+    its own part of the images; any other buffer is that of the first device.
+    """
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes them equal."""
+        for module in pl_module.modules():
+            if module is pl_module:
+                continue  # what it counts itself is each device's own
+            for name, buffer in module.named_buffers(recurse=False):
+                if isinstance(module, _BatchNorm) and name in _STATISTICS:
+                    torch.distributed.all_reduce(buffer)
+                    buffer /= trainer.world_size
+                else:
+                    torch.distributed.broadcast(buffer, 0)
 
 
 class RunProgress(Callback):

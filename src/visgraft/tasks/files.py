@@ -51,8 +51,10 @@ def remove_parts(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[IO[str]]:
     """Keeps other processes from training in ``folder``; a killed process lets go by itself.
+
+    Yields the lock: a process that inherits the file holds it, too.
 
     The folder is made if it is not there, and taken away again if nothing was written into it.
     Where the file system has no locks, nothing is kept out.
@@ -72,7 +74,7 @@ def locked(folder: Path) -> Iterator[None]:
                 )
             time.sleep(0.1)
         try:
-            yield
+            yield file
         finally:
             if is_new and list(folder.iterdir()) == [lock]:
                 with suppress(OSError):

@@ -2,11 +2,12 @@
 
 from pytorch_lightning import LightningDataModule
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from typing_extensions import override
 
 from visgraft.data import AugmentedSplit, EpochSampler, ImageData
 from visgraft.tasks.checkpoint import InputSpec
+from visgraft.tasks.devices import share_of_batch
 from visgraft.tasks.images import evaluation_transform, training_transform
 from visgraft.tasks.recipe import Recipe
 
@@ -20,6 +21,9 @@ class ImageLoaders(LightningDataModule):
 
     The last, incomplete batch of an epoch is left out of training; the order is random, so these
     are other images each time.
+
+    Several devices share each batch: together they see in every update what one device would see.
+    In validation each image is seen by one of them.
 
     Args:
         data: Images and labels.
@@ -48,20 +52,26 @@ class ImageLoaders(LightningDataModule):
         Lightning starts its workers before it sets the epoch of a resumed run; hence the epoch is
         set here already.
         """
-        world, rank = 1, 0
-        if self.trainer:
-            world, rank = self.trainer.world_size, self.trainer.global_rank
-        sampler = EpochSampler(len(self.train), self.recipe.seed, num_replicas=world, rank=rank)
+        world, rank = self._place()
+        sampler = EpochSampler(
+            len(self.train), self.recipe.seed, num_replicas=world, rank=rank, drop_last=True
+        )
         sampler.set_epoch(self._first_epoch)
         self.set_epoch(self._first_epoch)
-        images = len(sampler)
-        batch_size = min(self.recipe.batch_size, max(images - images % 2, 1))
-        return self._loader(self.train, batch_size, sampler)
+        return self._loader(self.train, share_of_batch(self.recipe, len(self.train)), sampler)
 
     @override
     def val_dataloader(self) -> Loader:
         """Returns the validation loader."""
-        return self._loader(self.val, self.recipe.batch_size)
+        world, rank = self._place()
+        share = Subset(self.val, range(rank, len(self.val), world)) if world > 1 else self.val
+        return self._loader(share, self.recipe.batch_size // world)
+
+    def _place(self) -> tuple[int, int]:
+        """Returns how many devices there are, and which of them this is."""
+        if self.trainer is None:
+            return 1, 0
+        return self.trainer.world_size, self.trainer.global_rank
 
     def _loader(
         self,

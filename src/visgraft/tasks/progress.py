@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
+from rich.control import Control
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.segment import ControlType
 
-__all__ = ["Bar", "counting_bar"]
+__all__ = ["Bar", "counting_bar", "wipe_bar"]
 
 
 class Bar:
@@ -63,6 +65,14 @@ class Bar:
     def say(self, line: str) -> None:
         """Writes a line that stays."""
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def wipe_bar() -> None:
+    """Takes away what is left of the bar of another process that was ended in between."""
+    console = Console(file=sys.stderr)
+    if console.is_terminal:
+        console.control(Control((ControlType.ERASE_IN_LINE, 2), ControlType.CARRIAGE_RETURN))
+        console.show_cursor()
 
 
 @contextmanager

@@ -31,6 +31,7 @@ _CLASSIFICATION_ALONE = (
     "crop_scale",
     "auto_augment",
     "random_erase",
+    "devices",
 )
 _DETECTION_ALONE = (
     "val_data",
@@ -191,6 +192,22 @@ class Recipe(RecipeFields):
                 f"mixes pairs and needs an even batch_size, not {info.data['batch_size']}"
             )
         return alpha
+
+    @field_validator("devices")
+    @classmethod
+    def _devices_share_evenly(cls, devices: int, info: ValidationInfo) -> int:
+        batch_size = info.data.get("batch_size")
+        if batch_size is None:
+            return devices
+        if batch_size % devices:
+            raise ValueError(f"must divide batch_size ({batch_size}) without a remainder")
+        mixes = info.data.get("mixup") or info.data.get("cutmix")
+        if mixes and batch_size // devices % 2:
+            raise ValueError(
+                f"must leave each device an even part of batch_size ({batch_size}), since mixup "
+                "and cutmix mix pairs"
+            )
+        return devices
 
     @field_validator("crop_scale")
     @classmethod

@@ -115,7 +115,7 @@ class RecipeFields(Checked):
     ] = Field((), description="Blocks to put into the network, in this order: block, at, ...")
     # Optimisation.
     epochs: int = Field(10, gt=0, description="Passes over the training images.")
-    batch_size: int = Field(64, gt=0, description="Images per update.")
+    batch_size: int = Field(64, gt=0, description="Images per update, on all devices together.")
     optimizer: str = Field("adamw", description="Name of an optimizer of timm.")
     lr: float = Field(1e-3, gt=0, description="Highest learning rate, per update.")
     weight_decay: float = Field(
@@ -184,7 +184,16 @@ class RecipeFields(Checked):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto takes the GPU where there is one."
     )
-    workers: int = Field(0, ge=0, description="Processes that load images; 0 loads in this one.")
+    devices: int = Field(
+        1,
+        gt=0,
+        description="GPUs that share the work, or processes where there are none; each takes an "
+        "equal part of every batch and of the validation. Batch normalisation sees a part at a "
+        "time, so that results depend on the number.",
+    )
+    workers: int = Field(
+        0, ge=0, description="Processes that load images, per device; 0 loads in this one."
+    )
     seed: int = Field(
         0, ge=0, lt=2**32, description="Seed of weights, data order and augmentation."
     )

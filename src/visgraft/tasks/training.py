@@ -7,11 +7,11 @@ the seed and the epoch alone.
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from pytorch_lightning import Callback, Trainer
 from torch import nn
@@ -25,18 +25,30 @@ from visgraft.tasks.building import (
     resolve_input,
     weights_digest,
 )
-from visgraft.tasks.callbacks import EpochJournal, RecordingCheckpointIO, RunProgress
+from visgraft.tasks.callbacks import (
+    EpochJournal,
+    RecordingCheckpointIO,
+    RunProgress,
+    SharedStatistics,
+)
 from visgraft.tasks.checkpoint import RunRecord
-from visgraft.tasks.devices import pick_device
+from visgraft.tasks.devices import check_devices, pick_device
+from visgraft.tasks.distributed import (
+    LostDeviceError,
+    RankJob,
+    data_parallel,
+    train_on_devices,
+)
 from visgraft.tasks.errors import TrainingError, TrainingInterrupted
 from visgraft.tasks.files import locked
 from visgraft.tasks.images import RunData, load_images
+from visgraft.tasks.progress import wipe_bar
 from visgraft.tasks.quiet import quiet_lightning
 from visgraft.tasks.randomness import random_stream
 from visgraft.tasks.recipe import Recipe, load_recipe
 from visgraft.tasks.run_folder import RunFolder
 
-__all__ = ["TrainResult", "train"]
+__all__ = ["Fit", "TrainResult", "train"]
 
 _PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
@@ -99,7 +111,8 @@ def train(
         progress: Show a progress bar and the metrics of each epoch on standard error.
         on_epoch: Called with the metrics of each epoch once they are safe on disk.
         keep: ``"all"`` keeps the best weights beside the last ones.
-        data: The recipe's data, if they are loaded already.
+        data: The recipe's data, if they are loaded already. The processes of several devices load
+            them anew.
 
     Returns:
         The result; that of the earlier call if it finished the run.
@@ -107,20 +120,24 @@ def train(
     Raises:
         RecipeError: The recipe is wrong.
         DataError: The images cannot be used.
-        TrainingError: The folder holds another run, a file cannot be written, or the loss is no
-            longer finite. The last checkpoint is that of the last good epoch.
+        TrainingError: The folder holds another run, a file cannot be written, the loss is no longer
+            finite, or the process of one of several devices died. The last checkpoint is that of
+            the last good epoch.
         TrainingInterrupted: Ctrl-C; the same call goes on later.
     """
     recipe, run = load_recipe(recipe), RunFolder(Path(folder))
     try:
-        with locked(run.path), random_stream(recipe.seed):
+        with locked(run.path) as lock, random_stream(recipe.seed):
             run.check(recipe)
             record = run.record()
             if record is None or len(record.history) < recipe.epochs:
                 data = load_images(recipe, progress) if data is None else data
-                fit = _Fit(recipe, run, data, record)
+                fit = Fit(recipe, run, data, record)
                 run.claim(recipe)
-                record = fit.to_the_end(progress, on_epoch, keep)
+                if recipe.devices == 1:
+                    record = fit.to_the_end(progress=progress, on_epoch=on_epoch, keep=keep)
+                else:
+                    record = fit.on_devices(lock, progress=progress, on_epoch=on_epoch, keep=keep)
             run.finish()
     except OSError as error:
         what = f" ({error.filename})" if error.filename else ""
@@ -138,7 +155,7 @@ def train(
     )
 
 
-class _Fit:
+class Fit:
     """The training that is missing in a folder.
 
     Args:
@@ -160,6 +177,8 @@ class _Fit:
         self.run = run
         self.data = data
         self.earlier = earlier
+        if isinstance(data, ImageData):
+            check_devices(recipe, len(data.train), len(data.val))
         self.loggers = build_loggers(recipe, run.path)
         if earlier:
             self.model, self.record = rebuild_model(earlier), earlier
@@ -167,9 +186,21 @@ class _Fit:
             self.model, self.record = _begin(recipe, data)
 
     def to_the_end(
-        self, progress: bool, on_epoch: Callable[[dict[str, float]], None] | None, keep: str
+        self,
+        *,
+        progress: bool,
+        keep: str,
+        on_epoch: Callable[[dict[str, float]], None] | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> RunRecord:
-        """Trains until the last epoch and returns the record of the whole run."""
+        """Trains until the last epoch and returns the record of the whole run.
+
+        Args:
+            progress: See `train`.
+            keep: The same.
+            on_epoch: The same.
+            callbacks: What else Lightning is to call.
+        """
         journal = EpochJournal(
             self.run,
             self.record,
@@ -178,18 +209,21 @@ class _Fit:
             on_epoch=on_epoch,
         )
         epochs = self.recipe.epochs
-        callbacks: list[Callback] = [journal]
+        listed = [journal, *callbacks]
         if progress:
-            callbacks.append(RunProgress(journal, epochs))
+            listed.append(RunProgress(journal, epochs))
+        if self.recipe.devices > 1:
+            listed.append(SharedStatistics())
         try:
             with quiet_lightning(), _keeps_interrupts():
                 trainer = Trainer(
                     accelerator=pick_device(self.recipe.device).type,
-                    devices=1,
+                    devices=self.recipe.devices,
+                    strategy=data_parallel() if self.recipe.devices > 1 else "auto",
                     precision=_PRECISION[self.recipe.precision],
                     max_epochs=epochs,
                     gradient_clip_val=self.recipe.clip_grad,
-                    callbacks=callbacks,
+                    callbacks=listed,
                     plugins=[RecordingCheckpointIO(journal)],
                     logger=self.loggers,
                     default_root_dir=self.run.path,
@@ -211,15 +245,52 @@ class _Fit:
                     weights_only=True,
                 )
         except TrainingError as error:
-            raise TrainingError(f"{error}; {self._state(journal)}") from error
+            raise TrainingError(f"{error}; {self._state(journal.saved)}") from error
         except KeyboardInterrupt as error:
-            raise TrainingInterrupted(
-                f"The same call goes on later; {self._state(journal)}"
-            ) from error
+            raise self._interruption(journal.saved) from error
         return self.record.with_history(journal.history)
 
-    def _state(self, journal: EpochJournal) -> str:
-        done = journal.saved
+    def on_devices(
+        self,
+        lock: IO[str],
+        *,
+        progress: bool,
+        keep: str,
+        on_epoch: Callable[[dict[str, float]], None] | None = None,
+    ) -> RunRecord:
+        """Does in a process per device what `to_the_end` does in this one.
+
+        Args:
+            lock: Of the folder.
+            progress: See `train`.
+            keep: The same.
+            on_epoch: The same.
+        """
+        history = [dict(row) for row in self.record.history]
+
+        def note(row: dict[str, float]) -> None:
+            history.append(dict(row))
+            if on_epoch:
+                on_epoch(row)
+
+        job = RankJob.of(
+            self.recipe, self.run.path, self.data.fingerprint, progress=progress, keep=keep
+        )
+        try:
+            train_on_devices(job, on_epoch=note, lock=lock)
+        except LostDeviceError as error:
+            raise TrainingError(f"{error}; {self._state(len(history))}") from error
+        except KeyboardInterrupt as error:
+            raise self._interruption(len(history)) from error
+        finally:
+            if progress:
+                wipe_bar()
+        return self.record.with_history(history)
+
+    def _interruption(self, done: int) -> TrainingInterrupted:
+        return TrainingInterrupted(f"The same call goes on later; {self._state(done)}")
+
+    def _state(self, done: int) -> str:
         if not done:
             return f"no epoch was complete in {self.run.path}"
         return f"{done} of {self.recipe.epochs} epochs are in {self.run.last}"

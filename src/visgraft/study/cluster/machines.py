@@ -25,7 +25,7 @@ class Share:
 
     Args:
         threads: CPUs, and threads of torch.
-        gpus: 0, 1, or a part of one.
+        gpus: A whole number, or a part of one.
     """
 
     threads: int
@@ -109,7 +109,8 @@ def gpus_per_trial(recipe: Recipe, wanted: float | None, cluster: RayCluster) ->
 
     Args:
         recipe: What it trains, and whether it may use a GPU.
-        wanted: By the user; None takes one where the recipe may use it and the cluster has some.
+        wanted: By the user; None takes as many as the recipe has devices, where it may use them
+            and the cluster has some.
         cluster: Where it trains.
 
     Raises:
@@ -117,11 +118,17 @@ def gpus_per_trial(recipe: Recipe, wanted: float | None, cluster: RayCluster) ->
     """
     if wanted is None:
         has_some = any(machine.gpus for machine in cluster.machines())
-        return 1.0 if recipe.device == "cuda" or (recipe.device == "auto" and has_some) else 0.0
-    if not 0 <= wanted <= 1:
+        uses_some = recipe.device == "cuda" or (recipe.device == "auto" and has_some)
+        return float(recipe.devices) if uses_some else 0.0
+    if recipe.devices > 1 and wanted not in (0, recipe.devices):
+        raise StudyError(
+            f"study: a trial trains on {recipe.devices} GPUs (devices: {recipe.devices}), so gpus "
+            f"must be {recipe.devices}, got {wanted:g}."
+        )
+    if recipe.devices == 1 and not 0 <= wanted <= 1:
         raise StudyError(
             f"study: a trial trains on one GPU, or shares one with others; gpus must be from 0 to "
-            f"1, got {wanted:g}."
+            f"1, got {wanted:g}; for several GPUs per trial set devices of the recipe."
         )
     if wanted and recipe.device == "cpu":
         raise StudyError(
@@ -159,6 +166,8 @@ def connect(address: str) -> Iterator[RayCluster]:
 
 @contextmanager
 def _connected(ray: Any, address: str) -> Iterator[None]:
+    from ray.exceptions import RayError
+
     _check_answer(address)
     try:
         ray.init(
@@ -167,8 +176,12 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
             logging_level=logging.ERROR,
             include_dashboard=False if address == "local" else None,
         )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise _no_cluster(address, str(error)) from error
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
+        raise StudyError(
+            f"study: the Ray cluster at {address} does not take this machine in "
+            f"({' '.join(str(error).split())}); if it asks for a token, copy ~/.ray/auth_token of "
+            "its head to this machine and set RAY_AUTH_MODE=token."
+        ) from error
     try:
         yield
     finally:

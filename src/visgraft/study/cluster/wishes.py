@@ -42,10 +42,12 @@ class RayWishes:
         storage = Storage(str(self.storage)) if self.storage else None
         with connect(self.address) as cluster:
             gpus = gpus_per_trial(study.recipe, self.gpus, cluster)
-            cluster.check_room(Share(threads or 1, gpus))
+            least = study.recipe.devices  # each has a thread
+            cluster.check_room(Share(threads or least, gpus))
             if storage:
                 storage.wipe_mark(storage.leave_mark())
-            yield RayPlaces(cluster, gpus, storage, cluster.usual_threads(len(trials(study))))
+            usual = max(least, cluster.usual_threads(len(trials(study))))
+            yield RayPlaces(cluster, gpus, storage, usual)
 
 
 @dataclass(frozen=True)
