@@ -8,6 +8,7 @@ import timm
 from torch import nn
 
 from visgraft.models._width import MULTIPLIED, multiplied
+from visgraft.models._width_resizing import WIDENED, factor_of, resized
 
 __all__ = ["UnknownModelError", "create_model", "list_models"]
 
@@ -29,11 +30,12 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         kwargs: Passed to timm: ``pretrained``, ``num_classes``, ``in_chans``, ``features_only``, or
             an argument of the network's own class. EfficientNets and MobileNets also take
             ``channel_multiplier``, in place of the one that their name stands for, and with it
-            ``num_features``.
+            ``num_features``; networks of any family take ``widened``, how many times as wide they
+            are to be, and then have random weights.
 
     Raises:
         UnknownModelError: There is no such network; the text has the nearest names.
-        ValueError: The network's class does not take one of ``kwargs``.
+        ValueError: The network's class does not take one of ``kwargs``, or it cannot be widened.
     """
     architecture = name.split(".", 1)[0]
     if ":" not in name and not timm.is_model(architecture):  # "hf-hub:..." is looked up by timm
@@ -43,6 +45,10 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
             f"model {name!r} is not registered in timm or visgraft{hint}; "
             "timm.list_models() has all names"
         )
+    if WIDENED in kwargs:
+        factor = factor_of(name, kwargs)
+        rest = {key: value for key, value in kwargs.items() if key != WIDENED}
+        return resized(name, create_model(name, **rest), factor, rest)
     try:
         if "channel_multiplier" in kwargs:
             rest = {key: value for key, value in kwargs.items() if key not in MULTIPLIED}

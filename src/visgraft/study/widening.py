@@ -2,7 +2,8 @@
 
 The control that papers leave out: is the block better than the same parameters spent on wider
 layers? All widths are scaled by one factor first, found by bisection on shapes; then single stages
-are moved by one step at a time, as long as that comes nearer.
+are moved by one step at a time, as long as that comes nearer. Where the constructor has no such
+argument, or its steps are too coarse, the network that it builds is widened channel by channel.
 """
 
 import math
@@ -10,7 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from visgraft.models._width import constructor_arguments
+from visgraft._shapes import first_line
+from visgraft.models._width import MULTIPLIED, constructor_arguments
+from visgraft.models._width_resizing import WIDENED
 
 __all__ = ["TOLERANCE", "Widening", "WideningError", "widen"]
 
@@ -74,23 +77,24 @@ def widen(
         tolerance: Largest accepted distance, as a fraction of ``target``.
 
     Raises:
-        WideningError: The network has no argument that scales its width, or no width is near
-            enough; the text says how near.
+        WideningError: The network fixes all of its widths, or no width is near enough; the text
+            says how near.
     """
     best: Widening | None = None
     sizes: dict[str, int | None] = {}
     start: int | None = None
+    refusal = ""
 
     def attempt(changes: Arguments) -> int | None:
+        nonlocal best, refusal
         key = repr(changes)
         if key not in sizes:
             try:
                 sizes[key] = measure({**arguments, **changes})
-            except _REFUSALS:
-                sizes[key] = None
+            except _REFUSALS as error:
+                sizes[key], refusal = None, first_line(error)
         size = sizes[key]
         if size is not None:
-            nonlocal best
             found = Widening(changes, size, target)
             if size != start and (best is None or found.error < best.error):
                 best = found
@@ -98,9 +102,9 @@ def widen(
 
     start = attempt({})
     if start is None:
-        raise WideningError(f"{model} cannot be built with {dict(arguments)}")
+        raise WideningError(f"{model} cannot be built with {dict(arguments)}: {refusal}")
     best, scalable = None, False  # the network as it is does not count
-    for knob in _knobs(constructor_arguments(model, **arguments)):
+    for knob in _all_knobs(model, arguments):
         same = attempt(knob.changes(1.0))
         if same is None or (same != start and knob.exact):
             continue  # this argument is not what it seems here
@@ -111,10 +115,9 @@ def widen(
         if best is not None and best.error <= tolerance:
             return best
     if not scalable:
-        known = ", ".join(dict.fromkeys((*_LISTS, *_WHOLE, *_FACTORS)))
         raise WideningError(
-            f"{model} cannot be widened: its constructor takes none of {known}, "
-            "channel_multiplier, w0 and wa; make it wider by a variant with model or model_args"
+            f"{model} cannot be widened: {refusal}; compare with a larger network in place of it, "
+            "as a variant with model or model_args"
         )
     if best is None:
         raise WideningError(
@@ -180,6 +183,15 @@ class _Mixed(_Knob):
         return super().changes(factor) | {
             name: value for name, value in self.values.items() if name in _KEPT
         }
+
+
+def _all_knobs(model: str, arguments: Mapping[str, Any]) -> Iterator[_Knob]:
+    """Yields the arguments of a network's own, then the one that every network has."""
+    ours = (*MULTIPLIED, WIDENED)
+    own = {name: value for name, value in arguments.items() if name not in ours}
+    if WIDENED not in arguments:  # which comes after all others
+        yield from _knobs(constructor_arguments(model, **own))
+    yield _Knob({WIDENED: float(arguments.get(WIDENED, 1.0))}, 1)
 
 
 def _knobs(known: Mapping[str, Any]) -> Iterator[_Knob]:
