@@ -1,11 +1,11 @@
 """The operations on a GPU: time, memory and the share of the bandwidth that a plain copy reaches.
 
-Each operation, forward and forward with backward, in its own kernels, in its other forms, unfolded,
-and with the unfolded definition compiled by `torch.compile`. Variants alternate within each round,
-over as many sets of inputs as it takes to fill the cache twice; a time is the median over rounds,
-from CUDA events. `share_of_copy` is the time a copy of the fewest bytes the call has to move would
-take, at the bandwidth measured in the same run, divided by the time of the call. Nothing is timed
-that does not agree with the definition on a batch of two.
+Each operation, forward and forward with backward, in its own kernels, in its other forms, unfolded
+where it looks at neighbours, and with that definition compiled by `torch.compile`. Variants
+alternate within each round, over as many sets of inputs as it takes to fill the cache twice; a time
+is the median over rounds, from CUDA events. `share_of_copy` is the time a copy of the fewest bytes
+the call has to move would take, at the bandwidth measured in the same run, divided by the time of
+the call. Nothing is timed that does not agree with the definition on a batch of two.
 
     python benchmarks/gpu_ops.py --out gpu_ops.json
     TRITON_INTERPRET=1 python benchmarks/gpu_ops.py --tiny --rounds 1 --batch 2     # without a GPU
@@ -19,7 +19,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from visgraft.ops._dispatch import Op
+from visgraft.ops.batch_norm_activation import BATCH_NORM_ACTIVATION
 from visgraft.ops.local_aggregation import LOCAL_AGGREGATION
 from visgraft.ops.relative_attention import RELATIVE_ATTENTION
+from visgraft.ops.selection import SELECTION
+from visgraft.ops.strip_gate import STRIP_GATE, STRIP_MEANS
 from visgraft.ops.window_attention import WINDOW_ATTENTION
 
 Run = Callable[..., Tensor]
@@ -76,20 +79,69 @@ def unfolded_window(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return (logits.softmax(3) * windows(value)).sum(3)
 
 
+def forms(op: Op, *numbers: object) -> dict[str, Run]:
+    """Returns the forms for GPUs, each of which returns the first result."""
+
+    def first(run: Callable, *tensors: Tensor) -> Tensor:
+        results = run(*tensors, *numbers)
+        return results if isinstance(results, Tensor) else results[0]
+
+    return {
+        i.name: partial(first, i.run)
+        for i in op.implementations
+        if i.name not in ("native", "traced")
+    }
+
+
+def passes_over_maps(dtype: torch.dtype, device: str, *, tiny: bool) -> Iterator[Case]:
+    """Yields the operations that memory alone limits, with their definition compiled."""
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device).to(dtype).requires_grad_()
+
+    def case(
+        op: Op,
+        label: str,
+        make: Callable[[int], list[Tensor]],
+        elements: tuple[int, int],
+        *numbers: object,
+    ) -> Case:
+        variants = forms(op, *numbers)
+        variants["compiled"] = torch.compile(variants["reference"], dynamic=False)
+        return Case(f"{op.name} {label}", make, variants, elements)
+
+    for c, n in ((16, 4),) if tiny else SIZES:
+        label, inner = f"{c} x {n} x {n}", c * n * n
+        for op, sizes, passes in (
+            (SELECTION, ((c, n, n), (c, n, n), (c, 1, 1)), (3, 5)),
+            (STRIP_GATE, ((c, n, n), (c, n, 1), (c, 1, n)), (2, 3)),
+            (STRIP_MEANS, ((c, n, n),), (1, 1)),
+        ):
+            elements = passes[0] * inner, passes[1] * inner
+            yield case(
+                op, label, lambda b, sizes=sizes: [randn(b, *size) for size in sizes], elements
+            )
+        for activation in ("relu", "silu"):
+            yield case(
+                BATCH_NORM_ACTIVATION,
+                f"{activation} {label}",
+                lambda b, c=c, n=n: [
+                    randn(b, c, n, n),
+                    *(torch.randn(c, device=device).requires_grad_() for _ in range(2)),
+                ],
+                (3 * inner, 5 * inner),
+                1e-5,
+                activation,
+            )
+
+
 def cases(dtype: torch.dtype, device: str, *, tiny: bool) -> list[Case]:
     """Returns all operations at all sizes."""
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(shape, device=device).to(dtype).requires_grad_()
 
-    def forms(op: Op, *numbers: int) -> dict[str, Run]:
-        return {
-            i.name: lambda *tensors, run=i.run: run(*tensors, *numbers)
-            for i in op.implementations
-            if i.name not in ("native", "traced")
-        }
-
-    result = []
+    result = list(passes_over_maps(dtype, device, tiny=tiny))
     for c, n in ((16, 4),) if tiny else SIZES:
         inner, taps = c * n * n, 9 * c // SHARE * n * n
         result.append(

@@ -83,11 +83,7 @@ def test_any_memory_layout(call):
     expected = gradients(NATIVE.run, (x, weight), numbers)
     doubled = torch.stack([weight.detach(), torch.full_like(weight, torch.nan)], -1)
     half = torch.cat([x.detach(), x.detach() * torch.nan], 1)[:, : x.shape[1]]
-    for layout in (
-        x.detach().to(memory_format=torch.channels_last),
-        x.detach().mT.contiguous().mT,
-        half,
-    ):
+    for layout in (x.detach().mT.contiguous().mT, half):
         tensors = [layout.requires_grad_(), doubled[..., 0].requires_grad_()]
         ours = gradients(NATIVE.run, tensors, numbers)
         assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))

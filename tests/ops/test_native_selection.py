@@ -92,7 +92,7 @@ def test_operators_are_registered_correctly():
         ),
         (
             lambda a, b, s: (a, b.to(memory_format=torch.channels_last), s),
-            "needs maps that lie row by row in memory",
+            "needs maps that both lie row by row in memory, or both channels_last",
         ),
     ],
 )

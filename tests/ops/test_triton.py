@@ -20,7 +20,17 @@ def test_values_on_a_gpu():
     run_checks(interpreted=False)
 
 
-@pytest.mark.parametrize("op", ["local_aggregation", "relative_attention", "window_attention"])
+@pytest.mark.parametrize(
+    "op",
+    [
+        "batch_norm_activation",
+        "local_aggregation",
+        "relative_attention",
+        "selection",
+        "strip_gate",
+        "window_attention",
+    ],
+)
 def test_works_where_triton_is_not_installed(monkeypatch, op):
     path = importlib.util.find_spec(f"visgraft.ops.{op}").origin
     spec = importlib.util.spec_from_file_location(f"{op}_without_triton", path)

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from visgraft.blocks._hooks import is_hooked
 from visgraft.ops._dispatch import being_traced
 from visgraft.ops.batch_norm_activation import ACTIVATIONS, BATCH_NORM_ACTIVATION
-from visgraft.ops.batch_norm_activation.native import NATIVE
 
 __all__ = ["normalised", "normalised_and_pooled"]
 
@@ -32,8 +32,8 @@ def normalised_and_pooled(norm: nn.Module, x: Tensor, activation: str) -> tuple[
 
 
 def _at_once(norm: nn.Module, x: Tensor, activation: str) -> tuple[Tensor, Tensor] | None:
-    """Does all in native code, or returns None where it cannot or would do less than ``norm``."""
-    if being_traced() or not norm.training or type(norm) is not nn.BatchNorm2d or _is_hooked(norm):
+    """Does all in kernels of our own, or returns None where they cannot or would do less."""
+    if being_traced() or not norm.training or type(norm) is not nn.BatchNorm2d or is_hooked(norm):
         return None
     mean, variance, steps = norm.running_mean, norm.running_var, norm.num_batches_tracked
     if mean is None or variance is None or steps is None or norm.momentum is None:
@@ -42,23 +42,13 @@ def _at_once(norm: nn.Module, x: Tensor, activation: str) -> tuple[Tensor, Tenso
     if not norm.affine or values < 2 or x.numel() < _LEAST:  # of one value `norm` says that it is
         return None
     call = (x, norm.weight, norm.bias, norm.eps, activation)
-    if BATCH_NORM_ACTIVATION.explain(*call)["native"] != "ok" or mean.dtype != torch.float32:
+    answers = BATCH_NORM_ACTIVATION.explain(*call)
+    chosen = next(name for name, answer in answers.items() if answer == "ok")
+    if chosen == "reference" or mean.dtype != torch.float32:
         return None
-    y, pooled, batch_mean, batch_variance = NATIVE.run(*call)
+    y, pooled, batch_mean, batch_variance = BATCH_NORM_ACTIVATION(*call, backend=chosen)
     with torch.no_grad():
         mean.lerp_(batch_mean, norm.momentum)
         variance.lerp_(batch_variance * (values / (values - 1)), norm.momentum)
         steps.add_(1)
     return y, pooled
-
-
-def _is_hooked(norm: nn.Module) -> bool:
-    """Whether a call of the module would do more than its class says."""
-    return bool(
-        norm._forward_pre_hooks
-        or norm._forward_hooks
-        or norm._backward_pre_hooks
-        or norm._backward_hooks
-        or "forward" in vars(norm)
-        or nn.modules.module._has_any_global_hook()
-    )

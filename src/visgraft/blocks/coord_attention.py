@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visgraft.blocks._checks import check_feature_map, check_positive
-from visgraft.blocks._pooling import mean_over
 from visgraft.blocks._published import Layout, register_layouts
 from visgraft.blocks._registry import Paper, Source, register_block
+from visgraft.ops.strip_gate import strip_gate, strip_means
 
 __all__ = ["CoordAttention"]
 
@@ -85,27 +85,10 @@ class CoordAttention(nn.Module):
         """Gates ``x``."""
         check_feature_map("CoordAttention", x, self.channels)
         h, w = x.shape[2:]
-        if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
-            strips = torch.cat([mean_over(x, 3), mean_over(x, 2)], 2)  # (B, C, H + W)
-            rows, columns = self._gates(strips, h, w)
-            return _product(x, columns.transpose(2, 3), rows)
-        x = x.permute(0, 2, 3, 1)  # sums and products are slow out of the order of memory
-        strips = torch.cat([mean_over(x, 2), mean_over(x, 1)], 1).transpose(1, 2)
-        rows, columns = self._gates(strips, h, w)
-        rows, columns = rows.permute(0, 2, 3, 1), columns.permute(0, 3, 2, 1)
-        return _product(x, columns.contiguous(), rows.contiguous()).permute(0, 3, 1, 2)
-
-    def _gates(self, strips: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-        """Returns the gates ``(B, C, H, 1)`` of the rows and ``(B, C, W, 1)`` of the columns."""
-        strips = functional.hardswish(self.norm(self.reduce(strips.unsqueeze(3))))
+        means, x = strip_means(x)
+        strips = functional.hardswish(self.norm(self.reduce(means)))  # (B, hidden, H + W, 1)
         rows, columns = strips.split([h, w], 2)
-        return self.expand_h(rows).sigmoid(), self.expand_w(columns).sigmoid()
-
-
-def _product(x: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
-    gated = x * columns
-    keeps = gated.requires_grad or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    return gated * rows if keeps else gated.mul_(rows)
+        return strip_gate(x, self.expand_h(rows), self.expand_w(columns).transpose(2, 3))
 
 
 _STEM = {"conv1": "reduce", "bn1": "norm"}

@@ -7,16 +7,18 @@ Layout and weights: https://github.com/xvjiarui/GCNet (mmdet/ops/gcb/context_blo
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from visgraft.blocks._checks import check_choice, check_feature_map, check_positive
-from visgraft.blocks._pooling import mean_over
+from visgraft.blocks._hooks import is_hooked
 from visgraft.blocks._published import Layout, register_layouts
 from visgraft.blocks._registry import Paper, Source, register_block
+from visgraft.ops._mean import mean_over
+from visgraft.ops.attention_pooling import attention_pooling
 
 __all__ = ["GlobalContext"]
 
@@ -129,17 +131,31 @@ class GlobalContext(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Fuses the pooled context of ``x`` into it."""
         check_feature_map("GlobalContext", x, self.channels)
-        context = self._pool(x)  # (B, C, 1, 1)
+        context, x = self._pool(x)  # (B, C, 1, 1)
         if self.mul is None:
             return x if self.add is None else x + self.add(context)
         scale = self.mul(context).sigmoid()
         return x * scale if self.add is None else (x * scale).add_(self.add(context))
 
-    def _pool(self, x: Tensor) -> Tensor:
+    def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the context, and the map to use from there on."""
         if self.attend is None:
-            return mean_over(x, 2, 3, keepdim=True)
+            return mean_over(x, 2, 3, keepdim=True), x
+        if _is_usual(self.attend):
+            return attention_pooling(x, self.attend.weight, self.attend.bias)
         attention = self.attend(x).flatten(2).softmax(2)  # (B, 1, H * W)
-        return (x.flatten(2) @ attention.transpose(1, 2)).unsqueeze(3)
+        return (x.flatten(2) @ attention.transpose(1, 2)).unsqueeze(3), x
+
+
+def _is_usual(attend: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether this is still the convolution of the block, and nothing watches its calls."""
+    return (
+        type(attend) is nn.Conv2d
+        and attend.kernel_size == attend.stride == (1, 1)
+        and attend.groups == attend.out_channels == 1
+        and attend.padding in (0, (0, 0))
+        and not is_hooked(attend)
+    )
 
 
 register_layouts(

@@ -21,9 +21,9 @@ from visgraft.blocks._checks import (
     check_positive,
     check_statistics,
 )
-from visgraft.blocks._pooling import mean_over
 from visgraft.blocks._published import Layout, register_layouts
 from visgraft.blocks._registry import Paper, Source, register_block
+from visgraft.ops._mean import mean_over
 
 __all__ = ["SKAttention", "SelectiveKernel"]
 

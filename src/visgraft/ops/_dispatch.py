@@ -70,7 +70,7 @@ class Op:
             ValueError: ``backend`` is unknown or refuses these arguments; the text says why.
         """
         if backend is None:
-            return next(i for i in self.implementations if not self._refusal(i, *args)).run(*args)
+            return self._first(*args).run(*args)
         by_name = {i.name: i for i in self.implementations}
         if backend not in by_name:
             raise ValueError(f"{self.name} has no backend {backend!r}; it has {', '.join(by_name)}")
@@ -82,6 +82,13 @@ class Op:
     def explain(self, *args: Any) -> dict[str, str]:
         """Returns, in order of preference, 'ok' or the reason each implementation refuses."""
         return {i.name: self._refusal(i, *args) or "ok" for i in self.implementations}
+
+    def _first(self, *args: Any) -> Implementation:
+        if not being_transformed():
+            for implementation in self.implementations:
+                if implementation.refusal(*args) is None:
+                    return implementation
+        return self._reference
 
     def _refusal(self, implementation: Implementation, *args: Any) -> str | None:
         if implementation is not self._reference and being_transformed():

@@ -7,8 +7,6 @@ __all__ = ["EDITS"]
 EDITS: Table = {
     "global_context": {
         "blocks/global_context.py": [
-            ("softmax over the one channel", ".flatten(2).softmax(2)", ".flatten(2).softmax(1)"),
-            ("positions in another order", "(x.flatten(2) @", "(x.mT.flatten(2) @"),
             (
                 "bottleneck rounded up",
                 "hidden = channels // reduction\n        if",
@@ -69,41 +67,47 @@ EDITS: Table = {
                 '"channel_add_conv.3": "mul.expand"',
             ),
         ],
+        "ops/attention_pooling.py": [
+            ("softmax over the one channel", "logits.softmax(2)", "logits.softmax(1)"),
+            ("positions in another order", "(x.flatten(2) @", "(x.mT.flatten(2) @"),
+            (
+                "gradient of the softmax not centred",
+                "(of_attention - (of_attention * attention).sum(2, keepdim=True)) * attention",
+                "of_attention * attention",
+            ),
+            (
+                "gradient of the map lost",
+                "torch.baddbmm(of_map.flatten(2), channels",
+                "torch.bmm(channels",
+            ),
+            (
+                "gradient of the weight of one image",
+                "transpose(1, 2)).sum(0)",
+                "transpose(1, 2))[0]",
+            ),
+        ],
     },
     "coord_attention": {
         "blocks/coord_attention.py": [
-            (
-                "strips swapped",
-                "[mean_over(x, 3), mean_over(x, 2)]",
-                "[mean_over(x, 2), mean_over(x, 3)]",
-            ),
             ("strips cut at the width", "strips.split([h, w], 2)", "strips.split([w, h], 2)"),
             ("one layer for both axes", "self.expand_h(rows)", "self.expand_w(rows)"),
             (
                 "layers of the axes swapped",
-                "return self.expand_h(rows).sigmoid(), self.expand_w(columns).sigmoid()",
-                "return self.expand_w(rows).sigmoid(), self.expand_h(columns).sigmoid()",
+                "self.expand_h(rows), self.expand_w(columns)",
+                "self.expand_w(rows), self.expand_h(columns)",
             ),
             ("SiLU in place of hard swish", "functional.hardswish", "functional.silu"),
-            ("gate of the columns not turned", "columns.transpose(2, 3)", "columns"),
+            ("gate of the columns not turned", "(columns).transpose(2, 3)", "(columns)"),
             (
-                "gate of the columns not turned in channels_last",
-                "columns.permute(0, 3, 2, 1)",
-                "columns.permute(0, 2, 3, 1)",
+                "columns from the end",
+                "(columns).transpose(2, 3)",
+                "(columns).flip(2).transpose(2, 3)",
             ),
             (
-                "strips swapped in channels_last",
-                "[mean_over(x, 2), mean_over(x, 1)]",
-                "[mean_over(x, 1), mean_over(x, 2)]",
+                "sigmoid twice",
+                "strip_gate(x, self.expand_h(rows)",
+                "strip_gate(x, self.expand_h(rows).sigmoid()",
             ),
-            ("no gate of the columns", "gated = x * columns", "gated = x"),
-            (
-                "gates added",
-                "gated * rows if keeps else gated.mul_(rows)",
-                "gated + x * rows",
-            ),
-            ("no sigmoid on the rows", "self.expand_h(rows).sigmoid()", "self.expand_h(rows)"),
-            ("maximum in place of average", "[mean_over(x, 3), ", "[x.amax(3), "),
             (
                 "epsilon of the normalisation",
                 "nn.BatchNorm2d(hidden, **dd)",
@@ -121,9 +125,8 @@ EDITS: Table = {
             ),
             (
                 "each strip normalised by itself",
-                "self.norm(self.reduce(strips.unsqueeze(3)))",
-                "torch.cat([self.norm(self.reduce(s[..., None]))"
-                " for s in strips.split([h, w], 2)], 2)",
+                "self.norm(self.reduce(means))",
+                "torch.cat([self.norm(self.reduce(s)) for s in means.split([h, w], 2)], 2)",
             ),
             (
                 "upper bound of the bottleneck",
@@ -142,6 +145,42 @@ EDITS: Table = {
                 '"conv2": "expand_h", "conv3": "expand_w"',
                 '"conv2": "expand_w", "conv3": "expand_h"',
             ),
+        ],
+        "ops/strip_gate/reference.py": [
+            (
+                "strips swapped",
+                "[mean_over(x, 3), mean_over(x, 2)]",
+                "[mean_over(x, 2), mean_over(x, 3)]",
+            ),
+            (
+                "strips swapped in channels_last",
+                "[mean_over(last, 2), mean_over(last, 1)]",
+                "[mean_over(last, 1), mean_over(last, 2)]",
+            ),
+            (
+                "gate of the columns not turned in channels_last",
+                "columns.permute(0, 2, 3, 1)",
+                "columns.permute(0, 3, 2, 1)",
+            ),
+            ("no gate of the columns", "gated = x * columns", "gated = x"),
+            ("gates added", "gated * rows if keeps else gated.mul_(rows)", "gated + x * rows"),
+            (
+                "no sigmoid on the rows",
+                "rows.sigmoid(), columns.sigmoid()",
+                "rows, columns.sigmoid()",
+            ),
+            ("maximum in place of average", "[mean_over(x, 3), ", "[x.amax(3), "),
+        ],
+        "ops/strip_gate/_derivatives.py": [
+            ("gradient of the means lost", "spread(grad, of_map, of_map)", "pass"),
+            (
+                "gradient of the map lost",
+                "spread(grad, of_map, of_map)",
+                "spread(grad, None, of_map)",
+            ),
+        ],
+        "ops/strip_gate/native.py": [
+            ("gradient of the columns turned", "(rows.dtype), grads[2]", "(rows.dtype), -grads[2]"),
         ],
     },
 }

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ __all__ = ["NativeLibrary", "tensor_refusal", "threads_for", "unwatched", "with_
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _WORTH = 1 << 21  # multiplications that pay for one more thread
+_dispatch_modes = torch._C._len_torch_dispatch_stack  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class NativeLibrary:
@@ -65,13 +67,16 @@ class NativeLibrary:
             RuntimeError: The library is not available; ``refusal`` says so beforehand.
             MemoryError: There is not enough memory for the intermediate results.
         """
-        reason = self.refusal()
-        if self._library is None or reason is not None:
-            raise RuntimeError(f"{self.name}: the native form cannot run here: {reason}")
-        addresses = (ctypes.c_void_p * len(tensors))(
-            *(None if t is None else t.data_ptr() for t in tensors)
+        library = self._library
+        if library is None:
+            reason = self.refusal()
+            library = self._library
+            if library is None:
+                raise RuntimeError(f"{self.name}: the native form cannot run here: {reason}")
+        addresses = _addresses(len(tensors))(
+            *[None if t is None else t.data_ptr() for t in tensors]
         )
-        if getattr(self._library, function)(addresses, (ctypes.c_int64 * len(numbers))(*numbers)):
+        if getattr(library, function)(addresses, _numbers(numbers)):
             raise MemoryError(f"{self.name}: not enough memory for the native form")
 
     def _load(self) -> None:
@@ -87,10 +92,21 @@ class NativeLibrary:
             self._reason = f"the compiled library cannot be made or loaded: {error}"
 
 
+@cache
+def _addresses(count: int) -> type[ctypes.Array[ctypes.c_void_p]]:
+    return ctypes.c_void_p * count
+
+
+@lru_cache(1024)
+def _numbers(numbers: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
+    """Returns the numbers as C reads them; a network makes the same calls again and again."""
+    return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
 def tensor_refusal(*tensors: Tensor) -> str | None:
     """Says why native code cannot read these tensors, by device and dtype, or returns None."""
     for tensor in tensors:
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             return f"needs CPU tensors, got {tensor.device.type}"
         if tensor.dtype not in _DTYPES:
             return f"needs float32 or bfloat16, got {str(tensor.dtype).removeprefix('torch.')}"
@@ -108,12 +124,15 @@ def unwatched(*tensors: Tensor) -> bool:
     Not where it is recorded, transformed, counted, or made with a subclass of tensors: there the
     operator of the same name has to be seen.
     """
+    if being_traced():  # first, for a compiler cannot read what follows
+        return False
+    for tensor in tensors:
+        if type(tensor) is not Tensor and type(tensor) is not Parameter:
+            return False
     return not (
-        being_traced()
-        or being_transformed()
-        or torch._C._len_torch_dispatch_stack()  # pyright: ignore[reportAttributeAccessIssue]
+        _dispatch_modes()
         or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
-        or any(type(t) is not Tensor and type(t) is not Parameter for t in tensors)
+        or being_transformed()
     )
 
 

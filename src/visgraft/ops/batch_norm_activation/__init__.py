@@ -1,17 +1,24 @@
 """Batch normalisation in training, an activation, and the mean of the result over positions."""
 
+from importlib.util import find_spec
+
 from torch import Tensor
 
-from visgraft.ops._dispatch import Op
+from visgraft.ops._dispatch import Op, missing
 from visgraft.ops.batch_norm_activation.native import NATIVE
 from visgraft.ops.batch_norm_activation.reference import (
     ACTIVATIONS,
     batch_norm_activation_reference,
 )
 
+if find_spec("triton"):
+    from visgraft.ops.batch_norm_activation.triton_operator import TRITON
+else:
+    TRITON = missing("triton")
+
 __all__ = ["ACTIVATIONS", "BATCH_NORM_ACTIVATION", "batch_norm_activation"]
 
-BATCH_NORM_ACTIVATION = Op("batch_norm_activation", batch_norm_activation_reference, NATIVE)
+BATCH_NORM_ACTIVATION = Op("batch_norm_activation", batch_norm_activation_reference, NATIVE, TRITON)
 
 
 def batch_norm_activation(
@@ -31,7 +38,8 @@ def batch_norm_activation(
         bias: Of each channel, ``(C,)``.
         epsilon: Added to the variance.
         activation: ``'none'``, ``'relu'`` or ``'silu'``.
-        backend: ``'native'``, ``'reference'``, or None for the fastest that takes this call.
+        backend: ``'native'``, ``'triton'``, ``'reference'``, or None for the fastest that takes
+            this call.
 
     Returns:
         The activated map, its mean over the positions ``(B, C, 1, 1)``, and each channel's mean

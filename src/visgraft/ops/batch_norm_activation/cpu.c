@@ -1,27 +1,12 @@
 /* Batch normalisation by the statistics of the batch, an activation, and the mean over positions.
  *
  * A task is one channel: its maps, one per image, are read from memory once and then found in the
- * second cache. Sums are in float32 over at most PIECE values and in float64 beyond.
+ * second cache. Sums are in float32 over at most PIECE values and in float64 beyond. Maps that are
+ * channels_last have a form of their own.
  */
-#include "parallel.h"
-#include "vectors.h"
+#include "channels_last.h"
 
 #define PIECE 1024 /* values, a multiple of LANES */
-
-enum { NOTHING, RELU, SILU };
-
-typedef struct {
-    int64_t batch, channels, area, activation, is_bf16, threads;
-    double epsilon;
-} call_t;
-
-typedef struct {
-    call_t n;
-    const void *x, *grad;
-    const float *weight, *bias, *grad_pooled;
-    void *y, *grad_x;
-    float *pooled, *mean, *variance, *grad_weight, *grad_bias;
-} job_t;
 
 INLINE float total(vec v) {
     float sum = 0;
@@ -47,29 +32,6 @@ INLINE void store_end(float *row, int64_t n, vec v) {
 INLINE vec keep_last(vec v, int64_t some) {
     const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7};
     return choose(lane >= (int32_t)(LANES - some), v, all(0));
-}
-
-/* 1 / (1 + exp(-z)), without overflow. */
-INLINE vec sigmoid(vec z) {
-    const float log2_e = 1.44269504089f;
-    vec small = power_of_2(choose(z < all(0), z, -z) * log2_e);
-    return choose(z < all(0), small, all(1)) / (small + 1.0f);
-}
-
-INLINE vec activate(int activation, vec z) {
-    if (activation == RELU) return choose(z < all(0), all(0), z);
-    if (activation == SILU) return z * sigmoid(z);
-    return z;
-}
-
-/* The gradient at z where that of the activated value is g. */
-INLINE vec derive(int activation, vec z, vec g) {
-    if (activation == RELU) return choose(z <= all(0), all(0), g);
-    if (activation == SILU) {
-        vec s = sigmoid(z);
-        return g * s * (z * (1.0f - s) + 1.0f);
-    }
-    return g;
 }
 
 /* A piece of a map as floats: in its own place, or converted into the scratch memory. */
@@ -281,6 +243,7 @@ int forward(void *const *t, const int64_t *numbers) {
     job_t j = {.x = t[0], .weight = t[1], .bias = t[2], .y = t[3], .pooled = t[4], .mean = t[5],
                .variance = t[6]};
     memcpy(&j.n, numbers, sizeof j.n);
+    if (j.n.is_channels_last) return run_channels_last(j, 0);
     return run_tasks(forward_task, &j, j.n.channels, j.n.threads, 2 * PIECE);
 }
 
@@ -290,5 +253,6 @@ int backward(void *const *t, const int64_t *numbers) {
                .grad = t[5], .grad_pooled = t[6], .grad_x = t[7], .grad_weight = t[8],
                .grad_bias = t[9]};
     memcpy(&j.n, numbers, sizeof j.n);
+    if (j.n.is_channels_last) return run_channels_last(j, 1);
     return run_tasks(backward_task, &j, j.n.channels, j.n.threads, 3 * PIECE);
 }

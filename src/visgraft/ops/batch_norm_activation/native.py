@@ -10,7 +10,8 @@ from torch import Tensor
 
 from visgraft.ops._dispatch import Implementation, being_traced
 from visgraft.ops._native import NativeLibrary, tensor_refusal, threads_for, unwatched
-from visgraft.ops.batch_norm_activation.reference import batch_norm_activation_reference
+from visgraft.ops._strides import in_layout, is_channels_last, layout_of, new_map
+from visgraft.ops.batch_norm_activation._derivatives import describe, gradients, keep
 
 __all__ = ["NATIVE"]
 
@@ -22,12 +23,12 @@ _PER_VALUE = 8  # multiplications that a value counts for, when threads are coun
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, activation: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    source = x.contiguous()
-    y = torch.empty_like(source)
+    last = is_channels_last(x)
+    source, y = in_layout(x, last=last), new_map(x)
     pooled = weight.new_empty(x.shape[0], x.shape[1], 1, 1)
     mean, variance = weight.new_empty(x.shape[1]), weight.new_empty(x.shape[1])
     tensors = (source, weight.contiguous(), bias.contiguous(), y, pooled, mean, variance)
-    _LIBRARY.call("forward", tensors, *_numbers(source, epsilon, activation))
+    _LIBRARY.call("forward", tensors, *_numbers(x, last, epsilon, activation))
     return y, pooled.to(x.dtype), mean, variance
 
 
@@ -42,20 +43,21 @@ def _backward(
     epsilon: float,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    source = x.contiguous()
-    grads = torch.empty_like(source), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
-    upstream = (grad.to(x.dtype).contiguous(), grad_pooled.to(weight.dtype).contiguous())
-    tensors = (source, weight.contiguous(), bias.contiguous(), mean, variance, *upstream, *grads)
-    _LIBRARY.call("backward", tensors, *_numbers(source, epsilon, activation))
+    last = is_channels_last(x)
+    source, upstream = (in_layout(t.to(x.dtype), last=last) for t in (x, grad))
+    pooled = grad_pooled.to(weight.dtype).contiguous()
+    grads = new_map(x), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+    tensors = (source, weight.contiguous(), bias.contiguous(), mean, variance, upstream, pooled)
+    _LIBRARY.call("backward", (*tensors, *grads), *_numbers(x, last, epsilon, activation))
     return grads
 
 
-def _numbers(x: Tensor, epsilon: float, activation: str) -> tuple[int, ...]:
+def _numbers(x: Tensor, last: bool, epsilon: float, activation: str) -> tuple[int, ...]:
     """Returns what C calls `call_t`."""
     b, c, h, w = x.shape
     threads = threads_for(_PER_VALUE * x.numel())
     is_bf16 = x.dtype == torch.bfloat16
-    return b, c, h * w, _ACTIVATIONS[activation], is_bf16, threads, _bits(epsilon)
+    return b, c, h * w, _ACTIVATIONS[activation], is_bf16, last, threads, _bits(epsilon)
 
 
 @cache
@@ -72,42 +74,13 @@ _differentiate = torch.library.custom_op(
 )
 
 
-@_normalise.register_fake
-def _(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y = x.new_empty(x.shape)
-    pooled = x.new_empty(x.shape[0], x.shape[1], 1, 1)
-    return y, pooled, weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+def _differentiate_fast(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    run = _backward if unwatched(*args[:-2]) else _differentiate
+    return run(*args)
 
 
-@_differentiate.register_fake
-def _(
-    _grad: Tensor, _pooled: Tensor, x: Tensor, weight: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    new = weight.new_empty(weight.shape), weight.new_empty(weight.shape)
-    return x.new_empty(x.shape), *new
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    mean, variance = output[2:]
-    ctx.save_for_backward(*inputs[:3], mean, variance)
-    ctx.mark_non_differentiable(mean, variance)
-    ctx.call = inputs[3:]
-
-
-def _gradients(ctx: Any, grad: Tensor, grad_pooled: Tensor, *_: Any) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors
-    if torch.is_grad_enabled():  # these gradients are to be differentiated
-        y, pooled = batch_norm_activation_reference(*saved[:3], *ctx.call)[:2]
-        wanted = [t for t in saved[:3] if t.requires_grad]
-        found = iter(
-            torch.autograd.grad((y, pooled), wanted, (grad, grad_pooled), create_graph=True)
-        )
-        return *(next(found) if t.requires_grad else None for t in saved[:3]), None, None
-    run = _backward if unwatched(grad, grad_pooled, *saved) else _differentiate
-    return *run(grad, grad_pooled, *saved, *ctx.call), None, None
-
-
-_normalise.register_autograd(_gradients, setup_context=_keep)
+_gradients = gradients(_differentiate_fast)
+describe(_normalise, _differentiate, _gradients)
 
 
 class _Direct(torch.autograd.Function):
@@ -116,7 +89,7 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         output = _forward(*inputs)
-        _keep(ctx, inputs, output)
+        keep(ctx, inputs, output)
         return output
 
     backward = staticmethod(_gradients)  # pyright: ignore[reportAssignmentType]
@@ -134,8 +107,8 @@ def _refusal(x: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> str | None:
         return "a compiler or exporter is tracing and gets ordinary operators instead"
     if weight.dtype != torch.float32 or bias.dtype != torch.float32:
         return f"needs float32 weight and bias, got {weight.dtype} and {bias.dtype}"
-    if not x.is_contiguous():
-        return "needs maps that lie row by row in memory"
+    if not x.is_contiguous(memory_format=layout_of(x)):
+        return "needs maps that lie row by row in memory, or channels_last"
     return tensor_refusal(x, weight, bias) or _LIBRARY.refusal()
 
 

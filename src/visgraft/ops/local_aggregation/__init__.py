@@ -69,8 +69,9 @@ def local_aggregation(
         tensor([[4., 6.],
                 [6., 9.]])
     """
-    for name, value in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):
-        _check_integer(name, value, 1)
+    _check_integer("kernel_size", kernel_size, 1)
+    _check_integer("stride", stride, 1)
+    _check_integer("dilation", dilation, 1)
     if padding is None:
         padding = dilation * (kernel_size - 1) // 2
     _check_integer("padding", padding, 0)
@@ -92,11 +93,9 @@ def _check_tensors(
     if weight.ndim != 6:
         got = tuple(weight.shape)
         raise ValueError(f"local_aggregation: weight must be (B, M, Cw, K * K, Ho, Wo), got {got}")
-    for name, tensor in (("x", x), ("weight", weight)):
-        if not tensor.is_floating_point():
-            raise ValueError(
-                f"local_aggregation: {name} must be floating point, got {tensor.dtype}"
-            )
+    if not (x.is_floating_point() and weight.is_floating_point()):
+        name, tensor = ("weight", weight) if x.is_floating_point() else ("x", x)
+        raise ValueError(f"local_aggregation: {name} must be floating point, got {tensor.dtype}")
     b, c, h, w = x.shape
     reach = dilation * (kernel_size - 1) + 1
     if h + 2 * padding < reach or w + 2 * padding < reach:
@@ -104,8 +103,9 @@ def _check_tensors(
             f"local_aggregation: the kernel spans {reach} positions, but the map is {h} x {w} with "
             f"padding {padding}; use more padding, or a smaller kernel or dilation"
         )
-    height, width = ((n + 2 * padding - reach) // stride + 1 for n in (h, w))
-    heads, groups = weight.shape[1:3]
+    height = (h + 2 * padding - reach) // stride + 1
+    width = (w + 2 * padding - reach) // stride + 1
+    _, heads, groups, *_ = weight.shape
     if heads < 1:
         raise ValueError("local_aggregation: weight must have at least one head, got 0")
     if groups < 1 or c % groups:

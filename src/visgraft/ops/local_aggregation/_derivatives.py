@@ -9,12 +9,34 @@ from torch import Tensor
 from torch.library import CustomOpDef  # pyright: ignore[reportPrivateImportUsage]
 from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["describe", "out_shape"]
+from visgraft.ops._strides import is_channels_last, new_map
+
+__all__ = ["describe", "new_grads", "new_out"]
 
 
-def out_shape(x: Tensor, weight: Tensor) -> tuple[int, ...]:
-    """Returns the shape of the result."""
-    return (x.shape[0], weight.shape[1] * x.shape[1], *weight.shape[4:])
+def new_out(x: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Returns an unfilled result for maps that lie as ``x``: row by row, or channels_last."""
+    shape = (x.shape[0], weight.shape[1] * x.shape[1], *weight.shape[4:])
+    return new_map(x, shape, dtype)
+
+
+def new_grads(
+    x: Tensor,
+    weight: Tensor,
+    need_x: bool,
+    need_weight: bool,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Returns unfilled gradients that lie as ``x``; empty ones that nobody needs."""
+    grad_x = new_map(x, dtype=dtype) if need_x else x.new_empty(0, dtype=dtype or x.dtype)
+    options: dict[str, Any] = {"dtype": dtype or weight.dtype}
+    if not need_weight:
+        return grad_x, weight.new_empty(0, **options)
+    if not is_channels_last(x):
+        return grad_x, weight.new_empty(weight.shape, **options)
+    b, heads, groups, taps, height, width = weight.shape
+    rows = weight.new_empty((b, height, width, heads, groups, taps), **options)
+    return grad_x, rows.permute(0, 3, 4, 5, 1, 2)
 
 
 def describe(aggregate: CustomOpDef, differentiate: CustomOpDef, packets: Sequence[Any]) -> None:
@@ -35,15 +57,13 @@ def describe(aggregate: CustomOpDef, differentiate: CustomOpDef, packets: Sequen
 
 
 def _fake(x: Tensor, weight: Tensor, *_: int) -> Tensor:
-    return x.new_empty(out_shape(x, weight))
+    return new_out(x, weight)
 
 
 def _fake_backward(
     _grad: Tensor, x: Tensor, weight: Tensor, *call: int | bool
 ) -> tuple[Tensor, Tensor]:
-    need_x, need_weight = call[4:]
-    grad_x = x.new_empty(x.shape if need_x else 0)
-    return grad_x, weight.new_empty(weight.shape if need_weight else 0)
+    return new_grads(x, weight, *call[4:])  # pyright: ignore[reportArgumentType]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001

@@ -5,6 +5,7 @@
  * stride, columns a stride apart are neighbours there ("phases"). Eight channels are summed at
  * once, so that each weight is loaded once for them.
  */
+#include "channels_last.h"
 #include "joined.h"
 #include "sums.h"
 
@@ -262,6 +263,11 @@ static int run(void *const *tensors, const int64_t *numbers, int is_backward) {
     call_t n;
     memcpy(&n, numbers, sizeof n);
     tensors_t of = {tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], tensors[5]};
+    if (n.is_channels_last) {
+        banded_t banded = prepare_banded(n, of);
+        return run_tasks(is_backward ? banded_backward : banded_forward, &banded,
+                         n.batch * banded.bands, n.threads, banded.scratch);
+    }
     joined_t joined = prepare_joined(n, of);
     int64_t tasks = n.batch * n.groups;
     if (can_join(&joined)) {

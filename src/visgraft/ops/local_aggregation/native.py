@@ -9,7 +9,8 @@ from torch import Tensor
 from visgraft.ops._dispatch import Implementation
 from visgraft.ops._exporting import exporting
 from visgraft.ops._native import NativeLibrary, tensor_refusal, threads_for, unwatched
-from visgraft.ops.local_aggregation._derivatives import describe, out_shape
+from visgraft.ops._strides import in_layout, is_channels_last
+from visgraft.ops.local_aggregation._derivatives import describe, new_grads, new_out
 
 __all__ = ["NATIVE"]
 
@@ -19,12 +20,12 @@ _LIBRARY = NativeLibrary("local_aggregation", Path(__file__).with_name("cpu.c"))
 def _forward(
     x: Tensor, weight: Tensor, kernel_size: int, stride: int, padding: int, dilation: int
 ) -> Tensor:
-    dtype = torch.promote_types(x.dtype, weight.dtype)
-    source, weights = (t.to(dtype).contiguous() for t in (x, weight))
-    out = source.new_empty(out_shape(x, weight))
-    numbers = _numbers(source, weights, kernel_size, stride, padding, dilation)
+    dtype, last = _dtype(x, weight), is_channels_last(x)
+    source, weights = _map(x, dtype, last), _weights(weight, dtype, last)
+    out = new_out(x, weight, dtype)
+    numbers = _numbers(source, weights, last, kernel_size, stride, padding, dilation)
     _LIBRARY.call("forward", (source, weights, None, out, None, None), *numbers)
-    return out.to(x.dtype)
+    return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
 def _backward(
@@ -38,23 +39,41 @@ def _backward(
     need_x: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(x.dtype, weight.dtype)
-    upstream, source, weights = (t.to(dtype).contiguous() for t in (grad, x, weight))
-    grad_x = source.new_empty(x.shape if need_x else 0)
-    grad_weight = source.new_empty(weight.shape if need_weight else 0)
+    dtype, last = _dtype(x, weight), is_channels_last(x)
+    source, weights = _map(x, dtype, last), _weights(weight, dtype, last)
+    upstream = _map(grad, dtype, last)
+    grad_x, grad_weight = new_grads(x, weight, need_x, need_weight, dtype)
     grads = (grad_x if need_x else None, grad_weight if need_weight else None)
-    numbers = _numbers(source, weights, kernel_size, stride, padding, dilation)
+    numbers = _numbers(source, weights, last, kernel_size, stride, padding, dilation)
     _LIBRARY.call("backward", (source, weights, upstream, None, *grads), *numbers)
-    return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
+    if x.dtype != weight.dtype:
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
+    return grad_x, grad_weight
 
 
-def _numbers(x: Tensor, weight: Tensor, *call: int) -> tuple[int, ...]:
+def _dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    return x.dtype if x.dtype == weight.dtype else torch.promote_types(x.dtype, weight.dtype)
+
+
+def _map(t: Tensor, dtype: torch.dtype, last: bool) -> Tensor:
+    return in_layout(t if t.dtype == dtype else t.to(dtype), last=last)
+
+
+def _weights(t: Tensor, dtype: torch.dtype, last: bool) -> Tensor:
+    """Returns weights in the order of maps: position by position where these are channels_last."""
+    t = t if t.dtype == dtype else t.to(dtype)
+    if not last:
+        return t.contiguous()
+    return t.permute(0, 4, 5, 1, 2, 3).contiguous().permute(0, 3, 4, 5, 1, 2)
+
+
+def _numbers(x: Tensor, weight: Tensor, last: bool, *call: int) -> tuple[int, ...]:
     """Returns what C calls `call_t`."""
     kernel_size, stride, padding, dilation = call
-    heads, groups, _, height, width = weight.shape[1:]
+    _, heads, groups, _, height, width = weight.shape
     threads = threads_for(weight.numel() * (x.shape[1] // groups))
     sizes = (*x.shape, heads, groups, kernel_size, height, width)
-    return *sizes, stride, padding, dilation, x.dtype == torch.bfloat16, threads
+    return *sizes, stride, padding, dilation, x.dtype == torch.bfloat16, last, threads
 
 
 def _refusal(x: Tensor, weight: Tensor, *_: int) -> str | None:
@@ -97,8 +116,11 @@ class _Direct(torch.autograd.Function):
 def _run(
     x: Tensor, weight: Tensor, kernel_size: int, stride: int, padding: int, dilation: int
 ) -> Tensor:
-    run = _Direct.apply if unwatched(x, weight) else _aggregate
-    return run(x, weight, kernel_size, stride, padding, dilation)
+    call = x, weight, kernel_size, stride, padding, dilation
+    if not unwatched(x, weight):
+        return _aggregate(*call)
+    recorded = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return (_Direct.apply if recorded else _forward)(*call)
 
 
 NATIVE = Implementation("native", _run, _refusal)

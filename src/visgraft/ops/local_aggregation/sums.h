@@ -9,7 +9,7 @@ typedef struct {
     int64_t batch, channels, height, width;
     int64_t heads, groups, kernel, out_height, out_width;
     int64_t stride, padding, dilation;
-    int64_t is_bf16, threads;
+    int64_t is_bf16, is_channels_last, threads;
 } call_t;
 
 typedef struct {

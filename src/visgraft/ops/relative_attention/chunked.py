@@ -4,13 +4,12 @@ The backward pass computes the attention of each chunk again.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from visgraft.ops._dispatch import Implementation
+from visgraft.ops.relative_attention._derivatives import describe
 from visgraft.ops.relative_attention._logits import as_map, as_positions, offset_logits
 
 __all__ = ["CHUNKED"]
@@ -71,6 +70,7 @@ def _backward(
     out: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns the gradients of the five arguments."""
+    grad = grad.contiguous()
     grads = [torch.empty_like(x) for x in (query, by_row, by_column)]
     grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
     common = (grad * out).sum(2, keepdim=True)
@@ -92,32 +92,7 @@ def _(*tensors: Tensor) -> Tensor:
     return torch.empty_like(tensors[2])
 
 
-@_backward.register_fake
-def _(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(x) for x in tensors[1:6])
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs, output)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-    return _backward(grad.contiguous(), *ctx.saved_tensors)
-
-
-_biased_attention.register_autograd(_differentiate, setup_context=_save)
-
-
-@register_flop_formula(torch.ops.visgraft.biased_attention)
-def _flops(*shapes: Any, **_: Any) -> int:
-    (heads, positions, depth), value = shapes[0], shapes[2]
-    return 2 * heads * positions**2 * (depth + value[2])
-
-
-@register_flop_formula(torch.ops.visgraft.biased_attention_backward)
-def _flops_backward(*shapes: Any, **_: Any) -> int:
-    (heads, positions, depth), value = shapes[1], shapes[3]
-    return 2 * heads * positions**2 * (3 * depth + 2 * value[2])
-
+_PACKETS = (torch.ops.visgraft.biased_attention, torch.ops.visgraft.biased_attention_backward)
+describe(_biased_attention, _backward, _PACKETS, outputs=1)
 
 CHUNKED = Implementation("chunked", _run, lambda *_: None)

@@ -6,15 +6,14 @@ and sums are in float32.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from visgraft.ops._dispatch import Implementation
 from visgraft.ops._exporting import exporting
 from visgraft.ops._native import NativeLibrary, tensor_refusal, threads_for, with_whole_maps
+from visgraft.ops.relative_attention._derivatives import describe
 from visgraft.ops.relative_attention._logits import by_pair
 
 __all__ = ["NATIVE"]
@@ -71,32 +70,11 @@ def _(query: Tensor, key: Tensor, value: Tensor, *_: Tensor) -> Tensor:  # noqa:
     return value.new_empty(value.shape)
 
 
-@_differentiate.register_fake
-def _(_grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in inputs)
-
-
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-    return _differentiate(grad, *ctx.saved_tensors)
-
-
-_attend.register_autograd(_backward, setup_context=_keep)
-
-
-@register_flop_formula(torch.ops.visgraft.biased_attention_native)
-def _flops(*shapes: Any, **_: Any) -> int:
-    (b, m, depth, h, w), value = shapes[0], shapes[2]
-    return 2 * b * m * (h * w) ** 2 * (depth + value[2])
-
-
-@register_flop_formula(torch.ops.visgraft.biased_attention_native_backward)
-def _backward_flops(*shapes: Any, **_: Any) -> int:
-    (b, m, depth, h, w), value = shapes[1], shapes[3]
-    return 2 * b * m * (h * w) ** 2 * (3 * depth + 2 * value[2])
+_PACKETS = (
+    torch.ops.visgraft.biased_attention_native,
+    torch.ops.visgraft.biased_attention_native_backward,
+)
+describe(_attend, _differentiate, _PACKETS, outputs=0, new=lambda t: t.new_empty(t.shape))
 
 
 def _refusal(query: Tensor, key: Tensor, value: Tensor, *_: Tensor) -> str | None:

@@ -6,11 +6,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from visgraft.ops._dispatch import Implementation
 from visgraft.ops._gpu import refuse_unless_on_gpu
 from visgraft.ops._strides import needs_long_index
+from visgraft.ops.relative_attention._derivatives import describe
 from visgraft.ops.relative_attention._logits import as_map, as_positions, offset_logits
 from visgraft.ops.relative_attention.triton import forward_kernel, keys_kernel, queries_kernel
 
@@ -103,33 +103,11 @@ def _(query: Tensor, _key: Tensor, value: Tensor, *_: Tensor) -> tuple[Tensor, T
     return _new_out(query, value)
 
 
-@_differentiate.register_fake
-def _(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(t) for t in tensors[1:6])
-
-
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, *output)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, ...]:
-    return _differentiate(grad, *ctx.saved_tensors)
-
-
-_attend.register_autograd(_backward, setup_context=_keep)
-
-
-@register_flop_formula(torch.ops.visgraft.biased_attention_triton)
-def _flops(*shapes: Any, **_: Any) -> int:
-    (heads, positions, depth), value = shapes[0], shapes[2]
-    return 2 * heads * positions**2 * (depth + value[2])
-
-
-@register_flop_formula(torch.ops.visgraft.biased_attention_triton_backward)
-def _backward_flops(*shapes: Any, **_: Any) -> int:
-    (heads, positions, depth), value = shapes[1], shapes[3]
-    return 2 * heads * positions**2 * (3 * depth + 2 * value[2])
+_PACKETS = (
+    torch.ops.visgraft.biased_attention_triton,
+    torch.ops.visgraft.biased_attention_triton_backward,
+)
+describe(_attend, _differentiate, _PACKETS, outputs=2)
 
 
 def _run(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

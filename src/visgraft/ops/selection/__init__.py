@@ -1,14 +1,21 @@
 """Selection between two maps by a share per image and channel."""
 
+from importlib.util import find_spec
+
 from torch import Tensor
 
-from visgraft.ops._dispatch import Op
+from visgraft.ops._dispatch import Op, missing
 from visgraft.ops.selection.native import NATIVE
 from visgraft.ops.selection.reference import selection_reference
 
+if find_spec("triton"):
+    from visgraft.ops.selection.triton_operator import TRITON
+else:
+    TRITON = missing("triton")
+
 __all__ = ["SELECTION", "selection"]
 
-SELECTION = Op("selection", selection_reference, NATIVE)
+SELECTION = Op("selection", selection_reference, NATIVE, TRITON)
 
 
 def selection(
@@ -20,7 +27,8 @@ def selection(
         first: A map, ``(B, C, H, W)``.
         second: Another of the same shape and dtype.
         share: Of the second map, ``(B, C, 1, 1)``.
-        backend: ``'native'``, ``'reference'``, or None for the fastest that takes this call.
+        backend: ``'native'``, ``'triton'``, ``'reference'``, or None for the fastest that takes
+            this call.
 
     Returns:
         ``(B, C, H, W)``, dtype of the maps.

@@ -1,20 +1,9 @@
-/* The three gradients of a selection between two maps, in one pass. A task is one map. */
-#include "parallel.h"
-#include "vectors.h"
+/* The three gradients of a selection between two maps, in one pass. A task is one map, unless maps
+ * are channels_last.
+ */
+#include "channels_last.h"
 
 #define PIECE 1024 /* values, a multiple of LANES */
-
-typedef struct {
-    int64_t maps, area, is_bf16, threads;
-} call_t;
-
-typedef struct {
-    call_t n;
-    const void *first, *second, *grad;
-    const float *share;
-    void *grad_first, *grad_second;
-    float *grad_share;
-} job_t;
 
 INLINE const float *floats(const void *tensor, int64_t at, int64_t n, int is_bf16, float *scratch) {
     if (!is_bf16) return (const float *)tensor + at;
@@ -62,5 +51,6 @@ int backward(void *const *t, const int64_t *numbers) {
     job_t j = {.first = t[0], .second = t[1], .share = t[2], .grad = t[3], .grad_first = t[4],
                .grad_second = t[5], .grad_share = t[6]};
     memcpy(&j.n, numbers, sizeof j.n);
-    return run_tasks(backward_task, &j, j.n.maps, j.n.threads, 5 * PIECE);
+    if (j.n.is_channels_last) return backward_channels_last(j);
+    return run_tasks(backward_task, &j, j.n.batch * j.n.channels, j.n.threads, 5 * PIECE);
 }

@@ -6,8 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visgraft.ops._derivatives import gradients, keep
 from visgraft.ops._dispatch import Implementation, being_traced
 from visgraft.ops._native import NativeLibrary, tensor_refusal, threads_for, unwatched
+from visgraft.ops._strides import in_layout, is_channels_last, layout_of, new_map
+from visgraft.ops.selection._derivatives import describe
 from visgraft.ops.selection.reference import selection_reference
 
 __all__ = ["NATIVE"]
@@ -23,13 +26,14 @@ def _forward(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
 def _backward(
     grad: Tensor, first: Tensor, second: Tensor, share: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    maps = first.contiguous(), second.contiguous()
+    last = is_channels_last(first)
+    maps = [in_layout(t.to(first.dtype), last=last) for t in (first, second, grad)]
     shares = share.float().contiguous()
-    grads = torch.empty_like(maps[0]), torch.empty_like(maps[0]), torch.empty_like(shares)
-    upstream = grad.to(first.dtype).contiguous()
+    grads = new_map(first), new_map(first), torch.empty_like(shares)
     b, c, h, w = first.shape
-    numbers = b * c, h * w, first.dtype == torch.bfloat16, threads_for(_PER_VALUE * first.numel())
-    _LIBRARY.call("backward", (*maps, shares, upstream, *grads), *numbers)
+    threads = threads_for(_PER_VALUE * first.numel())
+    numbers = b, c, h * w, first.dtype == torch.bfloat16, last, threads
+    _LIBRARY.call("backward", (*maps[:2], shares, maps[2], *grads), *numbers)
     return grads[0], grads[1], grads[2].to(share.dtype)
 
 
@@ -39,32 +43,13 @@ _differentiate = torch.library.custom_op(
 )
 
 
-@_select.register_fake
-def _(first: Tensor, *_: Tensor) -> Tensor:
-    return first.new_empty(first.shape)
-
-
-@_differentiate.register_fake
-def _(_grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in inputs)
-
-
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
-    ctx.save_for_backward(*inputs)
-
-
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    if torch.is_grad_enabled():  # these gradients are to be differentiated
-        wanted = [t for t in saved if t.requires_grad]
-        out = selection_reference(*saved)
-        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
-        return tuple(next(found) if t.requires_grad else None for t in saved)
+def _differentiate_fast(grad: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
     run = _backward if unwatched(grad, *saved) else _differentiate
     return run(grad, *saved)
 
 
-_select.register_autograd(_gradients, setup_context=_keep)
+_gradients = gradients(selection_reference, _differentiate_fast)
+describe(_select, _differentiate, _gradients)
 
 
 class _Direct(torch.autograd.Function):
@@ -72,15 +57,18 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        _keep(ctx, inputs, inputs[0])
+        keep(ctx, inputs, inputs[0])
         return _forward(*inputs)
 
     backward = staticmethod(_gradients)  # pyright: ignore[reportAssignmentType]
 
 
 def _run(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
-    run = _Direct.apply if unwatched(first, second, share) else _select
-    return run(first, second, share)
+    tensors = first, second, share
+    if not unwatched(*tensors):
+        return _select(*tensors)
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return (_Direct.apply if recorded else _forward)(*tensors)
 
 
 def _refusal(first: Tensor, second: Tensor, share: Tensor) -> str | None:
@@ -88,8 +76,8 @@ def _refusal(first: Tensor, second: Tensor, share: Tensor) -> str | None:
         return "a compiler or exporter is tracing and gets ordinary operators instead"
     if first.dtype != second.dtype:
         return f"needs maps of one dtype, got {first.dtype} and {second.dtype}"
-    if not (first.is_contiguous() and second.is_contiguous()):
-        return "needs maps that lie row by row in memory"
+    if not all(t.is_contiguous(memory_format=layout_of(first)) for t in (first, second)):
+        return "needs maps that both lie row by row in memory, or both channels_last"
     return tensor_refusal(first, second, share) or _LIBRARY.refusal()
 
 

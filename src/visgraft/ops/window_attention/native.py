@@ -14,7 +14,13 @@ from torch.utils.flop_counter import register_flop_formula
 
 from visgraft.ops._dispatch import Implementation
 from visgraft.ops._exporting import exporting
-from visgraft.ops._native import NativeLibrary, tensor_refusal, threads_for, with_whole_maps
+from visgraft.ops._native import (
+    NativeLibrary,
+    tensor_refusal,
+    threads_for,
+    unwatched,
+    with_whole_maps,
+)
 
 __all__ = ["NATIVE"]
 
@@ -22,8 +28,7 @@ _SMALL = 64  # positions
 _LIBRARY = NativeLibrary("window_attention", Path(__file__).with_name("cpu.c"))
 
 
-@torch.library.custom_op("visgraft::window_attention_native", mutates_args=())
-def _attend(
+def _forward(
     query: Tensor, key: Tensor, value: Tensor, kernel_size: int, stride: int, dilation: int
 ) -> Tensor:
     out = query.new_empty(query.shape)
@@ -33,8 +38,7 @@ def _attend(
     return out
 
 
-@torch.library.custom_op("visgraft::window_attention_native_backward", mutates_args=())
-def _differentiate(
+def _gradients(
     grad: Tensor,
     query: Tensor,
     key: Tensor,
@@ -61,6 +65,12 @@ def _numbers(tensors: Sequence[Tensor], *call: int) -> tuple[int, ...]:
     return *sizes, is_bf16, threads, *apart
 
 
+_attend = torch.library.custom_op("visgraft::window_attention_native", _forward, mutates_args=())
+_differentiate = torch.library.custom_op(
+    "visgraft::window_attention_native_backward", _gradients, mutates_args=()
+)
+
+
 @_attend.register_fake
 def _(query: Tensor, *_: Any) -> Tensor:
     return query.new_empty(query.shape)
@@ -77,10 +87,34 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG0
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_differentiate(grad, *ctx.saved_tensors, *ctx.call), None, None, None
+    saved = ctx.saved_tensors
+    again = torch.is_grad_enabled() or not unwatched(grad, *saved)  # or is to be differentiated
+    grads = (_differentiate if again else _gradients)(grad, *saved, *ctx.call)
+    return *grads, None, None, None
 
 
 _attend.register_autograd(_backward, setup_context=_keep)
+
+
+class _Direct(torch.autograd.Function):
+    """The operator, without PyTorch's dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        _keep(ctx, inputs, None)
+        return _forward(*inputs)
+
+    backward = staticmethod(_backward)  # pyright: ignore[reportAssignmentType]
+
+
+def _run(
+    query: Tensor, key: Tensor, value: Tensor, kernel_size: int, stride: int, dilation: int
+) -> Tensor:
+    tensors, call = (query, key, value), (kernel_size, stride, dilation)
+    if not unwatched(*tensors):
+        return _attend(*tensors, *call)
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return (_Direct.apply if recorded else _forward)(*tensors, *call)
 
 
 @register_flop_formula(torch.ops.visgraft.window_attention_native)
@@ -106,4 +140,4 @@ def _refusal(query: Tensor, key: Tensor, value: Tensor, *_: int) -> str | None:
     return tensor_refusal(query, key, value) or _LIBRARY.refusal()
 
 
-NATIVE = Implementation("native", _attend, _refusal)
+NATIVE = Implementation("native", _run, _refusal)
