@@ -149,3 +149,14 @@ def test_products_are_counted():
 )
 def test_takes_the_call_or_refuses_in_a_sentence(tensors, reason):
     assert WINDOW_ATTENTION.explain(*tensors, 7, 1, 1)["native"] == reason
+
+
+def test_meta_tensors_have_shapes_and_nothing_else():
+    tensors = [t.detach().to("meta").requires_grad_() for t in make((9, 9))]
+    out = window_attention(*tensors, kernel_size=7)
+    out.sum().backward()
+    with torch.no_grad():
+        again = window_attention(*tensors, kernel_size=7)
+    assert out.is_meta
+    assert out.shape == again.shape == tensors[2].shape
+    assert [t.grad.shape for t in tensors] == [t.shape for t in tensors]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.offline_ultralytics import ENVIRONMENT, ultralytics  # noqa: F401
+from visgraft.ops._native._cache import cache_folder
 
 pytest.importorskip("onnxruntime")
 
@@ -62,6 +63,7 @@ def test_nothing_is_fetched_and_the_home_folder_stays_empty(tmp_path):
             "HOME": str(home),
             "PYTHONPATH": str(Path(__file__).parents[3]),
             "MPLCONFIGDIR": str(config),
+            "XDG_CACHE_HOME": str(cache_folder().parents[1]),  # of our own compiled code
         },
     )
     assert done.returncode == 0, done.stderr

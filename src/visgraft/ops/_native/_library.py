@@ -121,13 +121,13 @@ def threads_for(multiplications: int) -> int:
 def unwatched(*tensors: Tensor) -> bool:
     """Whether a call may skip PyTorch's dispatcher, which costs as much as a small map.
 
-    Not where it is recorded, transformed, counted, or made with a subclass of tensors: there the
-    operator of the same name has to be seen.
+    Not where it is recorded, transformed, counted, or made with a subclass of tensors or with
+    shapes alone: there the operator of the same name has to be seen.
     """
     if being_traced():  # first, for a compiler cannot read what follows
         return False
     for tensor in tensors:
-        if type(tensor) is not Tensor and type(tensor) is not Parameter:
+        if (type(tensor) is not Tensor and type(tensor) is not Parameter) or tensor.is_meta:
             return False
     return not (
         _dispatch_modes()
