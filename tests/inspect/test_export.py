@@ -82,6 +82,7 @@ def test_half_and_unfused_files(tmp_path):
     assert 1e-5 < max(report.differences.values()) < 2e-2
     y = torch.export.load(tmp_path / "half.pt2").module()(torch.randn(1, 3, 16, 16).half())
     assert y.dtype == torch.float16
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in net.parameters())
     report = export(net, (2, 3, 16, 16), tmp_path / "net.pt2", fuse=False)
     assert report.folded == 0
 
