@@ -20,12 +20,13 @@ from visgraft.surgery import apply_plan, find_sites, graft
 
 if TYPE_CHECKING:
     from visgraft import inspect, models
-    from visgraft.inspect import cost, export, fuse, measure
+    from visgraft.inspect import attention_maps, cost, export, fuse, measure
     from visgraft.tasks.saving import load, save
 
 __all__ = [
     "__version__",
     "apply_plan",
+    "attention_maps",
     "block_info",
     "blocks",
     "cost",
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "attention_maps": ("visgraft.inspect", "attention_maps"),
     "cost": ("visgraft.inspect", "cost"),
     "export": ("visgraft.inspect", "export"),
     "fuse": ("visgraft.inspect", "fuse"),

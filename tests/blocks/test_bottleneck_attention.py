@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from visgraft.blocks import MHSA, BottleneckAttention, block_info, create_block, load_published
-from visgraft.blocks.bottleneck_attention import _resized
+from visgraft.blocks._position_tables import resized
 
 
 def test_defaults_are_the_papers():
@@ -60,12 +60,12 @@ def test_resized_tables_equal_a_block_built_for_the_map(position):
     assert_close(large(x), small(x), rtol=1e-5, atol=1e-6)
 
 
-def test_resized():
+def testresized():
     table = torch.tensor([[0.0], [1.0], [2.0], [3.0], [4.0]], requires_grad=True)
-    assert _resized(table, 5) is table
-    assert _resized(table, 1).tolist() == [[2.0]]  # the middle: no offset
-    assert_close(_resized(table, 3), torch.tensor([[1 / 3], [2.0], [11 / 3]]))
-    larger = _resized(table, 9)
+    assert resized(table, 5) is table
+    assert resized(table, 1).tolist() == [[2.0]]  # the middle: no offset
+    assert_close(resized(table, 3), torch.tensor([[1 / 3], [2.0], [11 / 3]]))
+    larger = resized(table, 9)
     assert (larger[4].item(), larger[0].item(), larger[8].item()) == (2.0, 0.0, 4.0)
     assert (larger.diff(dim=0) >= 0).all()
     (gradient,) = torch.autograd.grad(larger.sum(), table)
@@ -75,8 +75,8 @@ def test_resized():
 def test_resized_places_entries_exactly_in_lower_precision():
     """bfloat16 cannot count beyond 256."""
     table = torch.linspace(-1, 1, 27)[:, None].bfloat16()
-    expected = _resized(table.float(), 601).bfloat16()
-    assert_close(_resized(table, 601), expected, rtol=0, atol=0)
+    expected = resized(table.float(), 601).bfloat16()
+    assert_close(resized(table, 601), expected, rtol=0, atol=0)
 
 
 def test_stride_averages_what_is_there():
@@ -170,13 +170,13 @@ def test_jdai_layout():
     assert_close(block.offset_rows, published["self_attention.rel_emb_h"].double())
 
 
-def test_published_tables_of_another_map_are_resized():
+def test_published_tables_of_another_map_areresized():
     state = {"qkv.weight": torch.randn(24, 8, 1, 1)}
     state |= {"pos_embed.height_rel": torch.randn(27, 4), "pos_embed.width_rel": torch.randn(27, 4)}
     block = BottleneckAttention(8, num_heads=2, feature_size=(14, 20))
     assert load_published(block, state).layout == "timm"
     assert torch.equal(block.offset_rows, state["pos_embed.height_rel"])
-    assert_close(block.offset_columns, _resized(state["pos_embed.width_rel"], 39))
+    assert_close(block.offset_columns, resized(state["pos_embed.width_rel"], 39))
 
 
 def test_absolute_tables_are_not_taken_for_relative_ones():

@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.tasks.conftest import TINY
 from visgraft.cli.main import main
+from visgraft.inspect.attention import attention_places
 from visgraft.inspect.class_activation import class_activation
 from visgraft.tasks.checkpoint import read_checkpoint
 from visgraft.tasks.errors import CheckpointError
@@ -92,6 +93,29 @@ def test_panels_glow_where_the_map_of_the_label_is_large(checkpoints, pictures, 
     centres = orange[28::56, 28::56].flatten()  # of the 4 x 4 places
     assert np.corrcoef(centres, values.flatten())[0, 1] > 0.99
     assert orange.max() == pytest.approx(0.8 * 255, abs=12)
+
+
+def test_attention_of_the_blocks_follows(checkpoints, pictures, tmp_path, capsys):
+    options = {"attention": True, "side": 56, "progress": False}
+    (one,) = explain(checkpoints, pictures / "0.png", tmp_path / "looks", **options)
+    paths = ("layer4.0.conv2.graft.block", "layer4.1.conv2.graft.block")
+    assert one.blocks == ((), paths[: len(one.blocks[1])])
+    assert one.blocks[1]
+    row = 56 + 2 * 8 + 2 * 18
+    trained = load_trained(checkpoints[1])
+    files = [type("File", (), {"read": lambda _: Image.open(pictures / "0.png")})()]
+    x = PictureInputs(trained.record, files)[0][None]
+    (values, *_) = attention_places(trained.model, x).values()
+    with Image.open(one.drawn) as sheet:
+        assert sheet.size == (3 * 56 + 4 * 8, 2 * row)
+        panel = np.asarray(sheet.crop((8, row + 8, 8 + 56, row + 8 + 56)), float)
+    orange = panel[..., 0] - panel[..., 2]
+    centres = orange[7::14, 7::14].flatten()  # of the 4 x 4 places
+    assert np.corrcoef(centres, values[0].flatten())[0, 1] > 0.9
+    argv = ["explain", str(checkpoints[0]), str(pictures / "0.png"), "--attention", "--pictures"]
+    assert main([*argv, str(tmp_path / "plain")]) == 0
+    told = capsys.readouterr().out
+    assert f"{checkpoints[0]} has no block that weighs places: no attention is drawn" in told
 
 
 def test_bad_requests_are_one_sentence(checkpoints, pictures, tmp_path, capsys, monkeypatch):

@@ -29,6 +29,14 @@ def test_examples_of_export(tmp_path, monkeypatch, capsys):
     assert '"trained_on": "photos"' in printed
 
 
+def test_examples_of_attention(capsys):
+    page = ROOT / "docs" / "attention.md"
+    for code in fenced(page, "python"):
+        exec(code, {})
+    (shown,) = fenced(page, "text")
+    assert capsys.readouterr().out == shown
+
+
 def test_page_is_written_from_the_results():
     documents = {file.stem: read_document(file) for file in sorted(RESULTS.glob("*.json"))}
     assert documents

@@ -349,3 +349,27 @@ def test_images_are_prepared_as_by_the_authors(name):
     cfg = timm.get_pretrained_cfg(name)
     assert (cfg.interpolation, cfg.crop_pct, cfg.input_size) == ("bicubic", 0.875, (3, 224, 224))
     assert (cfg.mean, cfg.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shift", [(0, 0), (1, 2)])
+@pytest.mark.parametrize("size", [(8, 8), (9, 5)])
+def test_attention_weights_give_the_output(size, shift):
+    attention = randomised(ACmixWindowAttention(12, num_heads=3, window_size=4)).double().eval()
+    attention.convolution_scale.zero_()
+    x = torch.randn(2, *size, 12, dtype=torch.float64)
+    weights = attention.attention_weights(x, shift)
+    assert weights.shape == (2, 3, *size, 4, 4)
+    assert_close(weights.sum((4, 5)), torch.ones(2, 3, *size, dtype=x.dtype))
+    weights = weights.roll((-shift[0], -shift[1]), (2, 3))  # as the map came in
+    value = torch.zeros(2, 12, 12, 3, 4, dtype=x.dtype)
+    value[:, : size[0], : size[1]] = attention.qkv(x)[..., 24:].unflatten(-1, (3, 4))
+    rows, columns = (torch.arange(n) // 4 * 4 for n in size)
+    inside = torch.arange(4)
+    windows = value[
+        :,
+        (rows[:, None] + inside)[:, None, :, None],
+        (columns[:, None] + inside)[None, :, None, :],
+    ]  # (B, H, W, 4, 4, M, D)
+    mixed = torch.einsum("bmyxuv,byxuvmd->byxmd", weights, windows).flatten(3)
+    assert_close(attention.proj(mixed) * attention.attention_scale, attention(x, shift))

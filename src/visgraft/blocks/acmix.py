@@ -17,6 +17,7 @@ from visgraft.blocks._published import Layout, register_layouts
 from visgraft.blocks._registry import Paper, Source, register_block
 from visgraft.ops import window_attention
 from visgraft.ops._exporting import exporting
+from visgraft.ops.window_attention.reference import window_attention_weights
 
 __all__ = ["ACmix"]
 
@@ -135,10 +136,21 @@ class ACmix(nn.Module):
         """Returns the weighted sum of attention and convolution."""
         check_feature_map("ACmix", x, self.channels)
         joined = self._project(x)
-        query, key, value = joined.split(self.num_heads, 2)
-        attended = self._attend(query, key - self._encode(x).unsqueeze(2), value)
+        attended = window_attention(*self._heads(x, joined), *self._window()).flatten(1, 2)
         convolved = self._convolve(joined)
         return convolved * self.convolution_scale + attended * self.attention_scale
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Returns the share of each position of the window around a position, of the attention.
+
+        Shape:
+            ``(B, C, H, W)`` -> ``(B, M, Ho, Wo, A, A)``, which sums to 1 over the window.
+        """
+        check_feature_map("ACmix", x, self.channels)
+        query, key, _ = self._heads(x, self._project(x))
+        weights = window_attention_weights(query, key, *self._window())
+        size = (self.attention_size, self.attention_size)
+        return weights.squeeze(2).unflatten(2, size).permute(0, 1, 4, 5, 2, 3)
 
     def _project(self, x: Tensor) -> Tensor:
         """Returns ``(B, D, 3 * M, H, W)``, the heads of query, key and value side by side.
@@ -170,18 +182,15 @@ class ACmix(nn.Module):
         column = from_minus_one(w).expand(h, w)
         return self.position(torch.stack([column, row]).unsqueeze(0).to(x.dtype))
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Returns ``(B, M * D, Ho, Wo)`` of tensors ``(B, D, M, H, W)``."""
+    def _heads(self, x: Tensor, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns ``(B, M, D, Ho, Wo)`` queries, and keys and values ``(B, M, D, H, W)``."""
+        query, key, value = joined.split(self.num_heads, 2)
+        key = key - self._encode(x).unsqueeze(2)
         query = query[..., :: self.stride, :: self.stride]
-        mixed = window_attention(
-            query.transpose(1, 2),
-            key.transpose(1, 2),
-            value.transpose(1, 2),
-            self.attention_size,
-            self.stride,
-            self.dilation,
-        )
-        return mixed.flatten(1, 2)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def _window(self) -> tuple[int, int, int]:
+        return self.attention_size, self.stride, self.dilation
 
     def _convolve(self, joined: Tensor) -> Tensor:
         """Returns ``(B, D * M, Ho, Wo)``: the channels of a head are M apart, as published."""

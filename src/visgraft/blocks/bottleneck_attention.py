@@ -22,10 +22,12 @@ from visgraft.blocks._checks import (
     check_feature_map,
     check_positive,
 )
+from visgraft.blocks._position_tables import checked_size, resized
 from visgraft.blocks._published import Layout, register_layouts
 from visgraft.blocks._registry import Paper, Source, register_block
 from visgraft.ops import relative_attention
 from visgraft.ops._exporting import exporting
+from visgraft.ops.relative_attention.direct import relative_attention_weights
 
 __all__ = ["MHSA", "BottleneckAttention"]
 
@@ -119,7 +121,7 @@ class BottleneckAttention(nn.Module):
         check_positive(owner, head_dim=head_dim, stride=stride)
         check_choice(owner, ("relative", "absolute", None), position=position)
         check_choice(owner, (True, False), bias=bias)
-        height, width = _feature_size(owner, feature_size)
+        height, width = checked_size(owner, feature_size)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.channels = channels
         self.num_heads = num_heads
@@ -147,22 +149,45 @@ class BottleneckAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns the values of ``x`` mixed by attention."""
         check_feature_map("BottleneckAttention", x, self.channels)
+        query, key, value = self._project(x)
+        if self.position == "relative":
+            mixed = relative_attention(query, key, value, *self._offsets(x))
+        else:
+            mixed = _attend(query, key, value, self.head_dim**-0.5)
+        return self.pool(mixed.flatten(1, 2))
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Returns the share of each position, the last two axes, in what each position gets.
+
+        Shape:
+            ``(B, C, H, W)`` -> ``(B, M, H, W, H, W)``, which sums to 1 over the last two; before
+            the pooling of a ``stride``. Memory grows with the square of the positions.
+        """
+        check_feature_map("BottleneckAttention", x, self.channels)
+        query, key, _ = self._project(x)
+        if self.position == "relative":
+            weights = relative_attention_weights(query, key, *self._offsets(x))
+        else:
+            weights = _weights(query * self.head_dim**-0.5, key)
+        return weights.view(*query.shape[:2], *x.shape[2:], *x.shape[2:])
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries, keys and values, ``(B, M, D, H, W)``; absolute positions are added."""
         h, w = x.shape[2:]
         heads = self.num_heads
         query, key, value = (
             part.reshape(x.shape[0], heads, width // heads, h, w)
             for part, width in zip(self.qkv(x).split(self.widths, 1), self.widths, strict=True)
-        )  # (B, M, D, H, W)
-        if self.position == "relative":
-            rows = _resized(self.offset_rows, 2 * h - 1)
-            columns = _resized(self.offset_columns, 2 * w - 1)
-            mixed = relative_attention(query, key, value, rows, columns)
-        else:
-            if self.position == "absolute":
-                rows, columns = _resized(self.rows, h), _resized(self.columns, w)
-                key = key + (rows[:, None] + columns).permute(2, 0, 1)
-            mixed = _attend(query, key, value, self.head_dim**-0.5)
-        return self.pool(mixed.flatten(1, 2))
+        )
+        if self.position == "absolute":
+            rows, columns = resized(self.rows, h), resized(self.columns, w)
+            key = key + (rows[:, None] + columns).permute(2, 0, 1)
+        return query, key, value
+
+    def _offsets(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the vectors of the offsets between the rows and the columns of this map."""
+        h, w = x.shape[2:]
+        return resized(self.offset_rows, 2 * h - 1), resized(self.offset_columns, 2 * w - 1)
 
     def _tables(self) -> dict[str, Tensor]:
         return {name: p for name, p in self.named_parameters(recurse=False) if p.ndim == 2}
@@ -230,7 +255,7 @@ class MHSA(nn.Module):
         check_positive("MHSA", channels=channels, num_heads=num_heads)
         check_divides("MHSA", num_heads, "the heads", channels=channels)
         check_choice("MHSA", (True, False), use_position=use_position)
-        height, width = _feature_size("MHSA", feature_size)
+        height, width = checked_size("MHSA", feature_size)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.channels = channels
         self.num_heads = num_heads
@@ -247,20 +272,34 @@ class MHSA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns the values of ``x`` mixed by attention."""
         check_feature_map("MHSA", x, self.channels)
+        query, key, value = self._project(x)
+        if self.use_position and (exporting() or x.shape[2] * x.shape[3] <= _MOST_DIRECT):
+            mixed = value.flatten(3) @ _weights(query, key).transpose(2, 3)
+            return mixed.flatten(1, 2).unflatten(2, x.shape[2:])
+        return _attend(query, key, value, 1.0).flatten(1, 2)
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Returns the share of each position, the last two axes, in what each position gets.
+
+        Shape:
+            ``(B, C, H, W)`` -> ``(B, M, H, W, H, W)``, which sums to 1 over the last two. Memory
+            grows with the square of the positions.
+        """
+        check_feature_map("MHSA", x, self.channels)
+        query, key, _ = self._project(x)
+        return _weights(query, key).unflatten(3, x.shape[2:]).unflatten(2, x.shape[2:])
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns what is multiplied for the logits, and the values, ``(B, M, D, H, W)``."""
         shape = (x.shape[0], self.num_heads, self.channels // self.num_heads, *x.shape[2:])
         query, key, value = (
             layer(x).reshape(shape) for layer in (self.query, self.key, self.value)
-        )  # (B, M, D, H, W)
+        )
         if not self.use_position:
-            return _attend(query, key, value, 1.0).flatten(1, 2)
+            return query, key, value
         # q_i k_j + r_i q_j is one product of the pairs (q_i, r_i) and (k_j, q_j)
         position = self._position(x).to(query.dtype).expand(query.shape)
-        left, right = torch.cat([query, position], 2), torch.cat([key, query], 2)
-        if exporting() or x.shape[2] * x.shape[3] <= _MOST_DIRECT:
-            attention = (left.flatten(3).transpose(2, 3) @ right.flatten(3)).softmax(3)
-            mixed = value.flatten(3) @ attention.transpose(2, 3)
-            return mixed.flatten(1, 2).unflatten(2, x.shape[2:])
-        return _attend(left, right, value, 1.0).flatten(1, 2)
+        return torch.cat([query, position], 2), torch.cat([key, query], 2), value
 
     def _position(self, x: Tensor) -> Tensor:
         """Returns the start of the flattened table, ``(M, D, H, W)``."""
@@ -274,6 +313,11 @@ class MHSA(nn.Module):
             )
         start = torch.arange(h * w, device=x.device)  # a slice would be exported for one map size
         return (self.rows + self.columns).flatten(2).index_select(2, start).unflatten(2, (h, w))
+
+
+def _weights(query: Tensor, key: Tensor) -> Tensor:
+    """Returns ``(B, M, H * W, H * W)``."""
+    return (query.flatten(3).transpose(2, 3) @ key.flatten(3)).softmax(3)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -292,34 +336,12 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     return mixed[..., : value.shape[2]].transpose(2, 3).unflatten(3, value.shape[3:])
 
 
-def _resized(table: Tensor, entries: int) -> Tensor:
-    """Returns the table with so many entries, interpolated linearly, as if it had been scaled."""
-    if not exporting() and len(table) == entries:
-        return table
-    wide = torch.promote_types(table.dtype, torch.float32)
-    entry = torch.arange(entries, dtype=wide, device=table.device)
-    place = ((entry + 0.5) * (len(table) / entries) - 0.5).clamp(0, len(table) - 1)
-    source = torch.arange(len(table), dtype=wide, device=table.device)
-    weight = (1 - (place[:, None] - source).abs()).clamp(min=0)
-    return (weight @ table.to(wide)).to(table.dtype)
-
-
-def _feature_size(owner: str, value: Sequence[int]) -> tuple[int, int]:
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        raise ValueError(
-            f"{owner}: feature_size must be the rows and columns of a map, such as (14, 14), got "
-            f"{value!r}"
-        )
-    check_positive(owner, **{"feature_size[0]": value[0], "feature_size[1]": value[1]})
-    return value[0], value[1]
-
-
 def _resize_tables(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Resizes position tables that were built for another map."""
     for name in ("offset_rows", "offset_columns", "rows", "columns"):
         own, published = getattr(module, name, None), state.get(name)
         if own is not None and published is not None and published.shape[1:] == own.shape[1:]:
-            state = {**state, name: _resized(published, len(own))}
+            state = {**state, name: resized(published, len(own))}
     return state
 
 

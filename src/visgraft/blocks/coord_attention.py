@@ -86,9 +86,23 @@ class CoordAttention(nn.Module):
         check_feature_map("CoordAttention", x, self.channels)
         h, w = x.shape[2:]
         means, x = strip_means(x)
+        return strip_gate(x, *self._logits(means, h, w))
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Returns what each value is multiplied by, the gate of its row times that of its column.
+
+        Shape:
+            ``(B, C, H, W)`` -> ``(B, C, H, W)``, in (0, 1).
+        """
+        check_feature_map("CoordAttention", x, self.channels)
+        rows, columns = self._logits(strip_means(x)[0], *x.shape[2:])
+        return rows.sigmoid() * columns.sigmoid()
+
+    def _logits(self, means: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
+        """Returns those of the rows ``(B, C, H, 1)`` and of the columns ``(B, C, 1, W)``."""
         strips = functional.hardswish(self.norm(self.reduce(means)))  # (B, hidden, H + W, 1)
         rows, columns = strips.split([h, w], 2)
-        return strip_gate(x, self.expand_h(rows), self.expand_w(columns).transpose(2, 3))
+        return self.expand_h(rows), self.expand_w(columns).transpose(2, 3)
 
 
 _STEM = {"conv1": "reduce", "bn1": "norm"}

@@ -140,17 +140,37 @@ class ContextualTransformer(nn.Module):
         share = (towards_dynamic - towards_static).sigmoid()  # softmax over two
         return selection(static, dynamic, share)
 
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Returns the kernels that the values around each position are summed under.
+
+        Shape:
+            ``(B, C, H, W)`` -> ``(B, C / 8, Ho, Wo, K, K)``: for the 8 channels of a kernel, as
+            wide as the group normalisation leaves them, of either sign.
+        """
+        check_feature_map("ContextualTransformer", x, self.channels)
+        x = self.pool(x)
+        static = normalised(self.key_norm, self.key(x), "relu")
+        kernels = self._kernels(x, static)
+        taps = (self.kernel_size, self.kernel_size)
+        return kernels.reshape(x.shape[0], -1, *taps, *x.shape[2:]).permute(0, 1, 4, 5, 2, 3)
+
     def _aggregate(self, x: Tensor, static: Tensor) -> Tensor:
         """Sums the values under the kernels of each position."""
+        b, c, h, w = x.shape
+        g = self.groups
+        kernels = self._kernels(x, static)
+        value = normalised(self.value_norm, self.value(x), "none").reshape(b * g, c // g, h, w)
+        return local_aggregation(value, kernels, self.kernel_size).reshape(b, c, h, w)
+
+    def _kernels(self, x: Tensor, static: Tensor) -> Tensor:
+        """Returns ``(B * groups, 1, C / groups / 8, K * K, H, W)``."""
         b, c, h, w = x.shape
         g = self.groups
         # Each group reads one half of both: x0, static0, x1, static1, ...
         both = torch.cat([x, static], 1) if g == 1 else torch.stack([x, static], 2).flatten(1, 2)
         kernels = normalised(self.kernel_reduce_norm, self.kernel_reduce(both), "relu")
         kernels = self.kernel_norm(self.kernel_expand(kernels))
-        kernels = kernels.reshape(b * g, 1, c // g // _SHARE, self.kernel_size**2, h, w)
-        value = normalised(self.value_norm, self.value(x), "none").reshape(b * g, c // g, h, w)
-        return local_aggregation(value, kernels, self.kernel_size).reshape(b, c, h, w)
+        return kernels.reshape(b * g, 1, c // g // _SHARE, self.kernel_size**2, h, w)
 
 
 @register_block(
@@ -228,15 +248,27 @@ class CoTAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns the static context of ``x`` plus its gated values."""
         check_feature_map("CoTAttention", x, self.channels)
-        b, c, h, w = x.shape
+        b, _, h, w = x.shape
         check_statistics("CoTAttention", self.key_norm, b * h * w, f"batch {b}, map {h} x {w}")
         static = functional.relu(self.key_norm(self.key(x)))
         value = self.value_norm(self.value(x))
+        return (self._gate(x, static) * value).add_(static)
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Returns the gates of the values, which sum to 1 over the positions of each channel.
+
+        Shape:
+            ``(B, C, H, W)`` -> ``(B, C, H, W)``.
+        """
+        check_feature_map("CoTAttention", x, self.channels)
+        return self._gate(x, functional.relu(self.key_norm(self.key(x))))
+
+    def _gate(self, x: Tensor, static: Tensor) -> Tensor:
+        b, c, h, w = x.shape
         gate = functional.relu(self.gate_norm(self.gate_reduce(torch.cat([static, x], 1))))
         weight, bias = (p.unflatten(0, (c, -1)).mean(1) for p in self.gate_expand.parameters())
         gate = functional.conv2d(gate, weight, bias)
-        gate = gate.flatten(2).softmax(2).view(b, c, h, w)
-        return (gate * value).add_(static)
+        return gate.flatten(2).softmax(2).view(b, c, h, w)
 
 
 register_layouts(

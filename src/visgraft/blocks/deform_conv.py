@@ -192,12 +192,8 @@ class DeformConv(nn.Module):
         """Returns the convolution with its taps in their places."""
         check_feature_map("DeformConv", x, self.channels)
         self.geometry.check_size("DeformConv", x)
-        offset, mask = self.offset(x), None
+        offset, mask = self._moves(x)
         dtype = offset.dtype  # what a convolution gives here: that of autocast, if any
-        if self.modulated:
-            moves = 2 * offset.shape[1] // 3
-            offset, logits = offset.split([moves, offset.shape[1] - moves], 1)
-            mask = self.mask_scale * logits.sigmoid()
         _, stride, padding, dilation = self.geometry
         if not (x.is_cuda or torch.compiler.is_exporting() or torch.jit.is_tracing()):  # pyright: ignore[reportPrivateImportUsage]
             out = deformable_convolution(
@@ -216,6 +212,29 @@ class DeformConv(nn.Module):
         x, offset, weight = (t.to(wide) for t in (x, offset, self.weight))
         out = _torchvision()(x, offset, weight, bias, stride, padding, dilation, mask)
         return out.to(dtype)
+
+    def attention_weights(self, x: Tensor) -> Tensor | None:
+        """Returns what the taps of each position are scaled by; None without modulation.
+
+        Shape:
+            ``(B, C, H, W)`` -> ``(B, offset_groups, Ho, Wo, kh, kw)``, in (0, ``mask_scale``).
+        """
+        check_feature_map("DeformConv", x, self.channels)
+        self.geometry.check_size("DeformConv", x)
+        mask = self._moves(x)[1]
+        if mask is None:
+            return None
+        taps = (self.offset_groups, *self.geometry.kernel_size)
+        return mask.unflatten(1, taps).permute(0, 1, 4, 5, 2, 3)
+
+    def _moves(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns how far each tap is moved, and what it is scaled by."""
+        offset = self.offset(x)
+        if not self.modulated:
+            return offset, None
+        moves = 2 * offset.shape[1] // 3
+        offset, logits = offset.split([moves, offset.shape[1] - moves], 1)
+        return offset, self.mask_scale * logits.sigmoid()
 
     def extra_repr(self) -> str:
         """Returns what the second convolution does not show."""

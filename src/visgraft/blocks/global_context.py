@@ -137,6 +137,17 @@ class GlobalContext(nn.Module):
         scale = self.mul(context).sigmoid()
         return x * scale if self.add is None else (x * scale).add_(self.add(context))
 
+    def attention_weights(self, x: Tensor) -> Tensor | None:
+        """Returns the share of each position in the context; None where it is the plain mean.
+
+        Shape:
+            ``(B, C, H, W)`` -> ``(B, 1, H, W)``, which sums to 1 over the positions.
+        """
+        check_feature_map("GlobalContext", x, self.channels)
+        if self.attend is None:
+            return None
+        return self.attend(x).flatten(2).softmax(2).unflatten(2, x.shape[2:])
+
     def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the context, and the map to use from there on."""
         if self.attend is None:

@@ -132,8 +132,20 @@ class SelectiveKernel(nn.Module):
         check_feature_map("SelectiveKernel", x, self.channels)
         check_statistics("SelectiveKernel", self.norm, x.shape[0], "one per image")
         maps = [branch(x) for branch in self.branches]
+        return _select(maps, self._logits(maps))
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Returns the share of each branch in each channel.
+
+        Shape:
+            ``(B, C, H, W)`` -> ``(B, branches, out_channels)``, which sums to 1 over the branches.
+        """
+        check_feature_map("SelectiveKernel", x, self.channels)
+        return _shares(self._logits([branch(x) for branch in self.branches]))
+
+    def _logits(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
         hidden = functional.relu(self.norm(self.reduce(_pooled(maps))))
-        return _select(maps, self.expand(hidden).chunk(len(maps), 1))
+        return self.expand(hidden).chunk(len(maps), 1)
 
 
 @register_block(
@@ -221,8 +233,20 @@ class SKAttention(nn.Module):
         norm = self.get_submodule("branches.0.norm")
         check_statistics("SKAttention", norm, b * h * w, f"batch {b}, map {h} x {w}")
         maps = [branch(x) for branch in self.branches]
+        return _select(maps, self._logits(maps))
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Returns the share of each branch in each channel.
+
+        Shape:
+            ``(B, C, H, W)`` -> ``(B, branches, C)``, which sums to 1 over the branches.
+        """
+        check_feature_map("SKAttention", x, self.channels)
+        return _shares(self._logits([branch(x) for branch in self.branches]))
+
+    def _logits(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
         hidden = self.reduce(_pooled(maps).flatten(1))
-        return _select(maps, [layer(hidden)[:, :, None, None] for layer in self.expand])
+        return [layer(hidden)[:, :, None, None] for layer in self.expand]
 
 
 class _Branch(nn.Module):
@@ -247,6 +271,11 @@ def _pooled(maps: Sequence[Tensor]) -> Tensor:
     """Returns the mean over the positions of the sum of the maps, which is not formed."""
     means = [mean_over(each, 2, 3, keepdim=True) for each in maps]
     return sum(means[1:], means[0])
+
+
+def _shares(logits: Sequence[Tensor]) -> Tensor:
+    """Returns ``(B, branches, C)`` of logits ``(B, C, 1, 1)``."""
+    return torch.stack([each.flatten(1) for each in logits], 1).softmax(1)
 
 
 def _select(maps: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,8 @@ def add_command(commands: _SubParsersAction) -> None:
         help="draw where classifiers see a class in pictures",
         description="Draws class-activation maps (Grad-CAM on the last feature map) of checkpoints "
         "of `visgraft train` into pictures; several networks, such as one with a block and one "
-        "without, stand side by side and are asked for the same class.",
+        "without, stand side by side and are asked for the same class. With --attention, what "
+        "the blocks inside weigh the places of their maps with follows.",
         epilog="example: visgraft explain runs/plain/best.ckpt holiday/ "
         "--against runs/photos/best.ckpt --pictures looks",
     )
@@ -34,6 +35,12 @@ def add_command(commands: _SubParsersAction) -> None:
         "--label",
         metavar="CLASS",
         help="that is asked for (default: what the first network thinks likeliest)",
+    )
+    parser.add_argument(
+        "--attention",
+        action="store_true",
+        help="draw the attention of the blocks that weigh places, too: global_context, "
+        "coord_attention, cot_attention, bottleneck_attention, mhsa",
     )
     parser.add_argument(
         "--side", type=int, default=224, help="pixels of a panel's shorter side (default: 224)"
@@ -59,6 +66,7 @@ def _run(args: Namespace) -> None:
         args.images,
         args.pictures,
         label=args.label,
+        attention=args.attention,
         side=args.side,
         on_bad_image=args.on_bad_image,
         device=args.device,
@@ -72,7 +80,11 @@ def _run(args: Namespace) -> None:
         print(format_table(("image", "asked for", "each network says, %"), rows))
         if more := len(results) - len(rows):
             print(f"... and {more} more images")
-    for checkpoint, grid in zip([args.checkpoint, *args.against], results[0].grids, strict=True):
+    one = results[0]
+    checkpoints = [args.checkpoint, *args.against]
+    for checkpoint, grid, blocks in zip(checkpoints, one.grids, one.blocks, strict=True):
         if grid == (1, 1):
-            print(f"{checkpoint} sees its last map as one place: its panels glow all over")
+            print(f"{checkpoint} sees its last map as one place: its panel glows all over")
+        if args.attention and not blocks:
+            print(f"{checkpoint} has no block that weighs places: no attention is drawn")
     print(f"written: {args.pictures}")

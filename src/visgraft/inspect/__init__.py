@@ -1,5 +1,6 @@
-"""Looking at a model: what it costs, counted and measured."""
+"""Looking at a model: what it costs, counted and measured, and what its attention looks like."""
 
+from visgraft.inspect.attention import attention_maps, attention_places
 from visgraft.inspect.cost import Cost, cost
 from visgraft.inspect.export import ExportReport, export
 from visgraft.inspect.fusion import Fused, fuse
@@ -21,6 +22,8 @@ __all__ = [
     "Run",
     "SideBySide",
     "Timing",
+    "attention_maps",
+    "attention_places",
     "cost",
     "describe_machine",
     "export",

@@ -141,11 +141,49 @@ class ACmixWindowAttention(WindowAttention):
         mixed = self.proj(self._attend(joined, shift)) * self.attention_scale
         return self.proj_drop(mixed + self._convolve(joined) * self.convolution_scale)
 
+    def attention_weights(self, x: Tensor, shift: tuple[int, int] = (0, 0)) -> Tensor:
+        """Returns the share of each position of its window in what a position gets.
+
+        Shape:
+            ``(B, H, W, C)`` -> ``(B, M, H, W, rows, columns)`` with the rows and columns of a
+            window, which sums to 1 over these. A map that was rolled by ``shift`` is rolled back;
+            its windows stay.
+        """
+        joined = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        b, h, w, _, m, d = joined.shape
+        (query, key, _), bias, (tall, wide) = self._cut(joined, shift)
+        logits = query * d**-0.5 @ key.transpose(2, 3) + bias
+        weights = logits.softmax(3).reshape(b, tall, wide, m, *self.window_size, *self.window_size)
+        weights = weights.permute(0, 3, 1, 4, 2, 5, 6, 7).flatten(4, 5).flatten(2, 3)
+        return weights[:, :, :h, :w].roll(shift, (2, 3))
+
     def _attend(self, joined: Tensor, shift: tuple[int, int]) -> Tensor:
-        """Returns ``(B, H, W, C)`` of query, key and value ``(B, H, W, 3, M, D)``.
+        """Returns ``(B, H, W, C)`` of query, key and value ``(B, H, W, 3, M, D)``."""
+        b, h, w, _, m, d = joined.shape
+        rows, columns = self.window_size
+        (query, key, value), bias, (tall, wide) = self._cut(joined, shift)
+        mixed = functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            bias,
+            dropout_p=self.attn_drop.p if self.training else 0.0,
+        )
+        mixed = mixed.reshape(b, tall, wide, m, rows, columns, d).permute(0, 1, 4, 2, 5, 3, 6)
+        mixed = mixed.reshape(b, tall * rows, wide * columns, m * d)
+        return mixed[:, :h, :w]
+
+    def _cut(
+        self, joined: Tensor, shift: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Cuts query, key and value ``(B, H, W, 3, M, D)`` into windows.
 
         A graph for all sizes has masks for each, and a window more than it needs along each axis:
         with a single one, the exporter would take the example for a special case.
+
+        Returns:
+            ``(3, B * windows, M, N, D)``, what is added to the logits, and how many windows there
+            are one below and one beside the other; heads and windows may be joined instead.
         """
         b, h, w, _, m, d = joined.shape
         rows, columns = self.window_size
@@ -162,17 +200,8 @@ class ACmixWindowAttention(WindowAttention):
             joined = functional.pad(joined, (0, 0, 0, 0, 0, 0, 0, spare[1], 0, spare[0]))
         parts = joined.reshape(b, tall, rows, wide, columns, 3, m, d)
         parts = parts.permute(5, 0, 1, 3, 6, 2, 4, 7)  # the window's positions after its heads
-        query, key, value = parts.reshape(3, batch, heads, rows * columns, d)
-        mixed = functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            bias.to(query.dtype),
-            dropout_p=self.attn_drop.p if self.training else 0.0,
-        )
-        mixed = mixed.reshape(b, tall, wide, m, rows, columns, d).permute(0, 1, 4, 2, 5, 3, 6)
-        mixed = mixed.reshape(b, tall * rows, wide * columns, m * d)
-        return mixed[:, :h, :w]
+        parts = parts.reshape(3, batch, heads, rows * columns, d)
+        return parts, bias.to(parts.dtype), (tall, wide)
 
     def _windows_apart(
         self, h: int, w: int, spare: tuple[int, int], shift: tuple[int, int], device: torch.device

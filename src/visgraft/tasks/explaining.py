@@ -1,4 +1,4 @@
-"""Where classifiers look: class-activation pictures of a user's pictures, side by side."""
+"""Where classifiers look, and their blocks: glowing places of a user's pictures, side by side."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visgraft.data import DataError
 from visgraft.data.pictures import PictureFile, find_pictures
+from visgraft.inspect.attention import attention_places
 from visgraft.inspect.class_activation import class_activation
 from visgraft.tasks.devices import pick_device
 from visgraft.tasks.errors import CheckpointError
@@ -25,6 +26,8 @@ __all__ = ["ExplainedPicture", "explain"]
 
 _QUALITY = 92  # of the JPEG files
 _GAP, _LINE = 8, 18  # pixels between panels, and of a line of words
+_MOST_IN_ROW = 8  # panels of blocks
+_GRAFTED = ".graft.block"  # what a graft adds to the path of the layer
 _PAPER, _INK = (255, 255, 255), (32, 32, 32)
 
 
@@ -40,6 +43,7 @@ class ExplainedPicture:
         probabilities: Per network that of the class that was asked for.
         grids: Per network height and width of its map: on few places a glow says little, on one
             nothing.
+        blocks: Per network the paths of the blocks that were drawn, in the order of their panels.
     """
 
     path: Path
@@ -48,6 +52,7 @@ class ExplainedPicture:
     says: tuple[tuple[str, float], ...]
     probabilities: tuple[float, ...]
     grids: tuple[tuple[int, int], ...]
+    blocks: tuple[tuple[str, ...], ...]
 
 
 def explain(
@@ -56,6 +61,7 @@ def explain(
     folder: str | Path,
     *,
     label: str | None = None,
+    attention: bool = False,
     side: int = 224,
     on_bad_image: Literal["error", "skip"] = "error",
     device: str = "auto",
@@ -65,13 +71,16 @@ def explain(
 
     A file for each picture has the picture as the first network gets it, and for each network a
     panel in gray that glows where its class-activation map (Grad-CAM on the last feature map) is
-    large, by its own largest value. All networks are asked for the same class.
+    large, by its own largest value. All networks are asked for the same class. With ``attention``,
+    rows of panels follow for each network that has blocks which weigh places: they glow from the
+    block's smallest weight to its largest.
 
     Args:
         checkpoints: Of classifiers that `train` wrote, with the same classes.
         images: Files and folders; all files in a folder and in its folders are read.
         folder: For the drawn pictures, JPEG.
         label: The class that is asked for; None asks for what the first network thinks likeliest.
+        attention: Draw what `visgraft.inspect.attention_places` reads, too.
         side: Pixels of the shorter side of a panel.
         on_bad_image: ``error`` names all files that cannot be read; ``skip`` leaves them out.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -109,7 +118,9 @@ def explain(
     with Bar("explaining", len(files), shown=progress) as bar:
         for place, file in enumerate(files):
             prepared = [each[place][None].to(where) for each in inputs]
-            results.append(_explain(networks, names, prepared, file, planned[place], label, side))
+            results.append(
+                _explain(networks, names, prepared, file, planned[place], label, attention, side)
+            )
             bar.advance()
     return results
 
@@ -149,6 +160,7 @@ def _explain(
     file: PictureFile,
     drawn: Path,
     label: str | None,
+    attention: bool,
     side: int,
 ) -> ExplainedPicture:
     classes = networks[0].record.classes
@@ -158,6 +170,7 @@ def _explain(
     else:
         asked = classes.index(label)
     says, probabilities, grids, panels = [], [], [], []
+    rows, blocks = [], []
     for network, name, x in zip(networks, names, inputs, strict=True):
         found = class_activation(network.model, x, [asked])
         chances = found.scores[0].float().softmax(-1)
@@ -173,27 +186,56 @@ def _explain(
         if best != asked:
             words += f" ({classes[asked]} {100 * probabilities[-1]:.0f} %)"
         panels.append((glowing(picture, found.maps[0].cpu()), name, words))
+        places = attention_places(network.model, x) if attention else {}
+        blocks.append(tuple(places))
+        rows += _rows_of_blocks(picture, name, places)
     drawn.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(drawn, _sheet(panels))
+    write_atomically(drawn, _sheet([panels, *rows]))
     return ExplainedPicture(
-        file.path, drawn, classes[asked], tuple(says), tuple(probabilities), tuple(grids)
+        file.path,
+        drawn,
+        classes[asked],
+        tuple(says),
+        tuple(probabilities),
+        tuple(grids),
+        tuple(blocks),
     )
 
 
-def _sheet(panels: Sequence[tuple[Image.Image, str, str]]) -> bytes:
-    """Returns panels in a row as JPEG, two lines of words below each."""
+Panel = tuple[Image.Image, str, str]
+
+
+def _rows_of_blocks(
+    picture: Image.Image, name: str, places: dict[str, Tensor]
+) -> list[list[Panel]]:
+    """Returns a panel for each block, as many in a row as fit well."""
+    panels = []
+    for path, values in places.items():
+        weights = values[0].float().cpu()
+        height, width = weights.shape
+        words = f"{path.removesuffix(_GRAFTED)}, {height} x {width}"
+        panels.append((glowing(picture, weights - weights.min()), name, words))
+    starts = range(0, len(panels), _MOST_IN_ROW)
+    return [panels[start : start + _MOST_IN_ROW] for start in starts]
+
+
+def _sheet(rows: Sequence[Sequence[Panel]]) -> bytes:
+    """Returns rows of panels as JPEG, two lines of words below each."""
     font = ImageFont.load_default(13)
-    widths = [picture.width for picture, *_ in panels]
-    height = max(picture.height for picture, *_ in panels)
-    size = (sum(widths) + _GAP * (len(panels) + 1), height + 2 * _GAP + 2 * _LINE)
+    widths = [sum(picture.width + _GAP for picture, *_ in row) + _GAP for row in rows]
+    heights = [max(picture.height for picture, *_ in row) for row in rows]
+    size = (max(widths), sum(heights) + len(rows) * (2 * _GAP + 2 * _LINE))
     sheet = Image.new("RGB", size, _PAPER)
-    pen, left = ImageDraw.Draw(sheet), _GAP
-    for picture, *lines in panels:
-        sheet.paste(picture, (left, _GAP))
-        for number, line in enumerate(lines):
-            place = (left, _GAP + height + 2 + number * _LINE)
-            pen.text(place, _fitting(line, font, picture.width), fill=_INK, font=font)
-        left += picture.width + _GAP
+    pen, top = ImageDraw.Draw(sheet), 0
+    for row, height in zip(rows, heights, strict=True):
+        left = _GAP
+        for picture, *lines in row:
+            sheet.paste(picture, (left, top + _GAP))
+            for number, line in enumerate(lines):
+                place = (left, top + _GAP + height + 2 + number * _LINE)
+                pen.text(place, _fitting(line, font, picture.width), fill=_INK, font=font)
+            left += picture.width + _GAP
+        top += height + 2 * _GAP + 2 * _LINE
     stream = io.BytesIO()
     sheet.save(stream, format="JPEG", quality=_QUALITY)
     return stream.getvalue()

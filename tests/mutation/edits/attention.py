@@ -5,6 +5,7 @@ from tests.mutation.edits._edit import Table
 __all__ = ["EDITS"]
 
 BLOCK = "blocks/bottleneck_attention.py"
+TABLES = "blocks/_position_tables.py"
 RELATIVE = "ops/relative_attention"
 SCALED = "q = as_positions(query) * query.shape[2] ** -0.5"
 EDITS: Table = {
@@ -12,8 +13,8 @@ EDITS: Table = {
         BLOCK: [
             (
                 "tables swapped",
-                "value, rows, columns)\n        else",
-                "value, columns, rows)\n        else",
+                "relative_attention(query, key, value, *self._offsets(x))",
+                "relative_attention(query, key, value, *self._offsets(x)[::-1])",
             ),
             (
                 "query and key swapped",
@@ -59,21 +60,6 @@ EDITS: Table = {
                 "there is no padding, and a window is cut at the end of the map",
             ),
             (
-                "interpolation holds the ends",
-                "((entry + 0.5) * (len(table) / entries) - 0.5)",
-                "(entry * ((len(table) - 1) / max(entries - 1, 1)))",
-            ),
-            (
-                "interpolation in the dtype of the table",
-                "wide = torch.promote_types(table.dtype, torch.float32)",
-                "wide = table.dtype",
-            ),
-            (
-                "exported graph keeps the tables of the example",
-                "if not exporting() and len(table) == entries",
-                "if len(table) == entries",
-            ),
-            (
                 "rows loaded as columns",
                 '"pos_embed.width_rel": "offset_columns"',
                 '"pos_embed.width_rel": "offset_rows"',
@@ -87,6 +73,23 @@ EDITS: Table = {
                 "joined projections have heads and depth swapped",
                 "state.pop(name).flatten(1).T",
                 "state.pop(name).mT.flatten(1).T",
+            ),
+        ],
+        TABLES: [
+            (
+                "interpolation holds the ends",
+                "((entry + 0.5) * (len(table) / entries) - 0.5)",
+                "(entry * ((len(table) - 1) / max(entries - 1, 1)))",
+            ),
+            (
+                "interpolation in the dtype of the table",
+                "wide = torch.promote_types(table.dtype, torch.float32)",
+                "wide = table.dtype",
+            ),
+            (
+                "exported graph keeps the tables of the example",
+                "if not exporting() and len(table) == entries",
+                "if len(table) == entries",
             ),
         ],
         f"{RELATIVE}/_logits.py": [
@@ -128,14 +131,14 @@ EDITS: Table = {
         BLOCK: [
             (
                 "scaled",
-                "_attend(query, key, value, 1.0).flatten(1, 2)\n        # q_i",
-                "_attend(query, key, value, query.shape[2] ** -0.5).flatten(1, 2)\n        # q_i",
+                "_attend(query, key, value, 1.0)",
+                "_attend(query, key, value, query.shape[2] ** -0.5)",
             ),
             ("softmax over the queries", ".softmax(3)", ".softmax(2)"),
             (
                 "attention turned",
-                "value.flatten(3) @ attention.transpose(2, 3)",
-                "value.flatten(3) @ attention",
+                "value.flatten(3) @ _weights(query, key).transpose(2, 3)",
+                "value.flatten(3) @ _weights(query, key)",
             ),
             ("position meets the key", "torch.cat([key, query], 2)", "torch.cat([key, key], 2)"),
             (
@@ -155,8 +158,8 @@ EDITS: Table = {
             ),
             (
                 "query and key swapped on large maps",
-                "return _attend(left, right, value, 1.0)",
-                "return _attend(right, left, value, 1.0)",
+                "return _attend(query, key, value, 1.0)",
+                "return _attend(key, query, value, 1.0)",
             ),
             (
                 "padding of the depth stays",
@@ -180,8 +183,8 @@ EDITS: Table = {
             ),
             (
                 "rows and columns of the table swapped",
-                'height, width = _feature_size("MHSA", feature_size)',
-                'width, height = _feature_size("MHSA", feature_size)',
+                'height, width = checked_size("MHSA", feature_size)',
+                'width, height = checked_size("MHSA", feature_size)',
             ),
             (
                 "rows and columns swapped in the layout",
@@ -196,8 +199,8 @@ EDITS: Table = {
             ),
             (
                 "the way is fixed by the example of an export",
-                "if exporting() or x.shape[2]",
-                "if x.shape[2]",
+                "if self.use_position and (exporting() or x.shape[2]",
+                "if self.use_position and (x.shape[2]",
             ),
         ],
     },

@@ -19,7 +19,11 @@ EDITS: Table = {
                 "nn.AvgPool2d(3, stride, padding=1)",
                 "nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)",
             ),
-            ("stride is ignored", "        x = self.pool(x)\n", ""),
+            (
+                "stride is ignored",
+                "x = self.pool(x)\n        static, mean_of_static",
+                "static, mean_of_static",
+            ),
             ("the key has 4 groups in each case", "groups=4 * groups,", "groups=4,"),
             (
                 "padding fits kernels of 3 alone",
@@ -174,13 +178,13 @@ EDITS: Table = {
             ("sum in place of mean", "(c, -1)).mean(1)", "(c, -1)).sum(1)"),
             (
                 "gate on the static context",
-                "(gate * value).add_(static)",
-                "(gate * static).add_(value)",
+                "(self._gate(x, static) * value).add_(static)",
+                "(self._gate(x, static) * static).add_(value)",
             ),
             (
                 "values of the static context",
-                "self.value(x))\n        gate",
-                "self.value(static))\n        gate",
+                "self.value(x))\n        return",
+                "self.value(static))\n        return",
             ),
             (
                 "no ReLU in the gate",

@@ -105,8 +105,8 @@ EDITS: Table = {
             ),
             (
                 "sigmoid twice",
-                "strip_gate(x, self.expand_h(rows)",
-                "strip_gate(x, self.expand_h(rows).sigmoid()",
+                "return self.expand_h(rows),",
+                "return self.expand_h(rows).sigmoid(),",
             ),
             (
                 "epsilon of the normalisation",

@@ -53,8 +53,8 @@ EDITS: Table = {
             ),
             (
                 "dilation ignored",
-                "self.stride,\n            self.dilation,",
-                "self.stride,\n            1,",
+                "self.attention_size, self.stride, self.dilation",
+                "self.attention_size, self.stride, 1",
             ),
             (
                 "shifts the other way",

@@ -143,8 +143,8 @@ EDITS: Table = {
             ("groups ignored", "padding=size // 2, groups=groups, **dd", "padding=size // 2, **dd"),
             (
                 "each branch evaluated twice",
-                "[branch(x) for branch in self.branches]\n        hidden = self.r",
-                "[(branch(x), branch(x))[1] for branch in self.branches]\n        hidden = self.r",
+                '{w}")\n        maps = [branch(x)',
+                '{w}")\n        maps = [(branch(x), branch(x))[1]',
             ),
             (
                 "no ReLU in the branches",
