@@ -20,11 +20,6 @@ from visgraft.blocks import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def drawn(block):
     """Gives every parameter and running statistic a value, so that nothing is zero by its start."""
     with torch.no_grad():

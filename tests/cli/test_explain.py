@@ -14,7 +14,7 @@ from visgraft.inspect.class_activation import class_activation
 from visgraft.tasks.checkpoint import read_checkpoint
 from visgraft.tasks.errors import CheckpointError
 from visgraft.tasks.evaluation import load_trained
-from visgraft.tasks.explaining import explain
+from visgraft.tasks.explaining import _rows_of_blocks, explain
 from visgraft.tasks.images import load_images
 from visgraft.tasks.picture_inputs import PictureInputs
 from visgraft.tasks.recipe import Recipe
@@ -98,9 +98,7 @@ def test_panels_glow_where_the_map_of_the_label_is_large(checkpoints, pictures, 
 def test_attention_of_the_blocks_follows(checkpoints, pictures, tmp_path, capsys):
     options = {"attention": True, "side": 56, "progress": False}
     (one,) = explain(checkpoints, pictures / "0.png", tmp_path / "looks", **options)
-    paths = ("layer4.0.conv2.graft.block", "layer4.1.conv2.graft.block")
-    assert one.blocks == ((), paths[: len(one.blocks[1])])
-    assert one.blocks[1]
+    assert one.blocks == ((), ("layer4.0.conv2.graft.block",))
     row = 56 + 2 * 8 + 2 * 18
     trained = load_trained(checkpoints[1])
     files = [type("File", (), {"read": lambda _: Image.open(pictures / "0.png")})()]
@@ -112,10 +110,22 @@ def test_attention_of_the_blocks_follows(checkpoints, pictures, tmp_path, capsys
     orange = panel[..., 0] - panel[..., 2]
     centres = orange[7::14, 7::14].flatten()  # of the 4 x 4 places
     assert np.corrcoef(centres, values[0].flatten())[0, 1] > 0.9
-    argv = ["explain", str(checkpoints[0]), str(pictures / "0.png"), "--attention", "--pictures"]
-    assert main([*argv, str(tmp_path / "plain")]) == 0
+    assert centres.max() > 100
+    assert centres.min() < 40  # the smallest weight does not glow
+    first, second = map(str, checkpoints)
+    argv = ["explain", first, str(pictures / "0.png"), "--against", second, "--attention"]
+    assert main([*argv, "--pictures", str(tmp_path / "both")]) == 0
     told = capsys.readouterr().out
-    assert f"{checkpoints[0]} has no block that weighs places: no attention is drawn" in told
+    assert f"{first} has no block that weighs places: no attention is drawn" in told
+    assert f"{second} has no block" not in told
+
+
+def test_blocks_stand_in_rows_of_eight():
+    places = {f"layer{i}.bn2.graft.block": torch.rand(1, 2, 3) for i in range(9)}
+    rows = _rows_of_blocks(Image.new("RGB", (24, 16)), "net", places)
+    assert [len(row) for row in rows] == [8, 1]
+    assert [words for _, _, words in rows[1]] == ["layer8.bn2, 2 x 3"]
+    assert _rows_of_blocks(Image.new("RGB", (24, 16)), "net", {}) == []
 
 
 def test_bad_requests_are_one_sentence(checkpoints, pictures, tmp_path, capsys, monkeypatch):

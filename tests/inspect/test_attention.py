@@ -10,7 +10,6 @@ from visgraft.inspect.attention import attention_maps, attention_places
 
 
 def test_weights_of_grafted_blocks_by_path():
-    torch.manual_seed(0)
     model = timm.create_model("resnet18")
     vg.graft(model, "global_context", at="layer3.*.bn2")
     vg.graft(model, "coord_attention", at="layer4.1.bn2")
@@ -130,7 +129,6 @@ def test_failing_model_keeps_no_hook():
 
 
 def test_places_are_those_of_gates_shares_and_attention_to_all_positions():
-    torch.manual_seed(0)
     attention = vg.create_block("bottleneck_attention", 8)
     gate = vg.create_block("coord_attention", 8)
     window = vg.create_block("acmix", 8)  # on 7 x 7 its windows are as large as the map
